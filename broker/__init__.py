@@ -1,0 +1,1 @@
+"""Slim's broker: the daemon, its tools and the launcher (see ARCHITECTURE.md)."""

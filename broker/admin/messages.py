@@ -1,0 +1,149 @@
+"""What slimctl asks of slimd over `admin.sock`, and the answers; also the schema of every `--json`.
+
+A request is one length-prefixed msgpack frame, and so is its one answer (admin.server and
+admin.client). Addresses are text here, since people and scripts read them.
+"""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+import msgspec
+
+PROTOCOL = 1
+MAX_REQUEST = 64 * 1024
+MAX_ANSWER = 64 * 1024 * 1024
+
+
+class AdminMessage(msgspec.Struct, frozen=True, tag=True):
+    """Base of all messages; encoded as msgpack maps, so that fields may be added."""
+
+
+class GetStatus(AdminMessage, frozen=True):
+    protocol: int = PROTOCOL
+
+
+class GetContainers(AdminMessage, frozen=True):
+    protocol: int = PROTOCOL
+
+
+class GetConnections(AdminMessage, frozen=True):
+    protocol: int = PROTOCOL
+
+
+class GetPlugins(AdminMessage, frozen=True):
+    protocol: int = PROTOCOL
+
+
+class Stop(AdminMessage, frozen=True):
+    """End slimd; with `release` also the keeper, after which trapped calls get ENOSYS."""
+
+    release: bool = False
+    protocol: int = PROTOCOL
+
+
+class Failure(AdminMessage, frozen=True):
+    message: str
+    hint: str = ""
+
+
+class Stopping(AdminMessage, frozen=True):
+    pid: int
+
+
+class ProcessStatus(msgspec.Struct, frozen=True):
+    role: str
+    """control, traps or keeper"""
+    pid: int
+    """0: not running"""
+
+
+class PeerStatus(msgspec.Struct, frozen=True):
+    host: str
+    endpoint: str
+    state: str
+    """connected, connecting, failed"""
+    error: str
+    retry_in_s: float
+    rtt_ms: float
+
+
+class Status(AdminMessage, frozen=True):
+    version: str
+    host: str
+    guard: str
+    config: str
+    run_dir: str
+    uptime_s: float
+    host_addresses: list[str]
+    host_ports: str
+    overlays: list[str]
+    processes: list[ProcessStatus]
+    peers: list[PeerStatus]
+    workloads: int
+    containers: int
+    listeners: int
+    connections: int
+    counters: dict[str, int]
+
+
+class Container(msgspec.Struct, frozen=True):
+    container: str
+    workload: str
+    namespace: str
+    labels: dict[str, str]
+    overlay: str
+    addresses: list[str]
+    pid: int
+    command: list[str]
+    age_s: float
+    fail_mode: str
+    isolated: list[str]
+    """which of ingress, egress policy isolates"""
+    listeners: int
+    connections: int
+
+
+class Containers(AdminMessage, frozen=True):
+    containers: list[Container]
+
+
+class Connection(msgspec.Struct, frozen=True):
+    direction: str
+    """out, in, or listen"""
+    workload: str
+    process: str
+    """pid/comm of the process that made the call"""
+    overlay_local: str
+    overlay_peer: str
+    host_local: str
+    host_peer: str
+    path: str
+    """fast, fallback or denied"""
+    reason: str
+    """why not fast; empty when it is"""
+    verdict: str
+    """allow or deny"""
+    rule: str
+    state: str
+    """TCP state in lower case, as ss(8) prints it"""
+    age_s: float
+    cookie: int
+
+
+class Connections(AdminMessage, frozen=True):
+    connections: list[Connection]
+
+
+class Plugin(msgspec.Struct, frozen=True):
+    name: str
+    version: str
+    hooks: list[str]
+
+
+class Plugins(AdminMessage, frozen=True):
+    plugins: list[Plugin]
+
+
+AdminRequest: TypeAlias = GetStatus | GetContainers | GetConnections | GetPlugins | Stop
+AdminAnswer: TypeAlias = Status | Containers | Connections | Plugins | Stopping | Failure

@@ -1,0 +1,1 @@
+"""What the processes of one host say to each other: messages, and the sockets that carry them."""

@@ -1,0 +1,122 @@
+"""SEQPACKET sockets that carry local.messages and fds; the only place that (de)serialises them.
+
+A datagram is one message, so there is no framing; MSG_CMSG_CLOEXEC keeps received fds out of
+children; a truncated datagram or control message is an error, never a shorter message.
+"""
+
+from __future__ import annotations
+
+import array
+import errno
+import os
+import socket
+import struct
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import msgspec
+
+from slim.broker.local.messages import MAX_DATAGRAM
+
+MAX_FDS = 8
+_INT_SIZE = array.array("i").itemsize
+_UCRED = struct.Struct("3i")
+_encoder = msgspec.msgpack.Encoder()
+
+T = TypeVar("T")
+
+
+class ProtocolViolation(ConnectionError):
+    """The peer sent what no version of Slim sends; the connection is of no further use."""
+
+
+class Channel(Generic[T]):
+    """One end of a SEQPACKET connection that receives messages of type `T`. Owns its socket."""
+
+    def __init__(self, sock: socket.socket, decoder: msgspec.msgpack.Decoder[T]) -> None:
+        self.sock = sock
+        self._decoder = decoder
+
+    def fileno(self) -> int:
+        return self.sock.fileno()
+
+    def close(self) -> None:
+        self.sock.close()
+
+    def send(self, message: Any, fds: tuple[int, ...] = ()) -> None:
+        """Send one message; borrows the fds. OSError as from sendmsg(2)."""
+        payload = _encoder.encode(message)
+        if len(payload) > MAX_DATAGRAM:
+            raise OSError(errno.EMSGSIZE, f"{type(message).__name__} of {len(payload)} bytes")
+        ancillary = []
+        if fds:
+            ancillary.append((socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds)))
+        self.sock.sendmsg([payload], ancillary, socket.MSG_NOSIGNAL)
+
+    def receive(self) -> tuple[T, list[int]]:
+        """Receive one message; the caller owns the fds.
+
+        Raises EOFError when the peer is gone, ProtocolViolation on anything malformed, and
+        BlockingIOError on a non-blocking socket with nothing to read.
+        """
+        payload, ancillary, flags, _ = self.sock.recvmsg(
+            MAX_DATAGRAM, socket.CMSG_SPACE(MAX_FDS * _INT_SIZE), socket.MSG_CMSG_CLOEXEC
+        )
+        fds = _received_fds(ancillary)
+        try:
+            if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
+                raise ProtocolViolation("truncated datagram")
+            if not payload:
+                raise EOFError("peer closed the connection")
+            message = self._decoder.decode(payload)
+        except (msgspec.DecodeError, ProtocolViolation, EOFError) as error:
+            for fd in fds:
+                os.close(fd)
+            if isinstance(error, msgspec.DecodeError):
+                raise ProtocolViolation(f"malformed message: {error}") from None
+            raise
+        return message, fds
+
+
+def _received_fds(ancillary: list[tuple[int, int, bytes]]) -> list[int]:
+    fds = array.array("i")
+    for level, kind, data in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            fds.frombytes(data[: len(data) - len(data) % _INT_SIZE])
+    return list(fds)
+
+
+def listen(path: str, *, mode: int) -> socket.socket:
+    """A listening SEQPACKET socket at `path`, which replaces whatever was there."""
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
+    try:
+        Path(path).unlink(missing_ok=True)
+        # The socket exists with the right mode from its first moment.
+        previous = os.umask(0o777 & ~mode)
+        try:
+            sock.bind(path)
+        finally:
+            os.umask(previous)
+        sock.listen(64)
+    except OSError:
+        sock.close()
+        raise
+    return sock
+
+
+def connect(path: str) -> socket.socket:
+    """A connected SEQPACKET socket; OSError as from connect(2)."""
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
+    try:
+        sock.connect(path)
+    except OSError:
+        sock.close()
+        raise
+    return sock
+
+
+def peer_credentials(sock: socket.socket) -> tuple[int, int, int]:
+    """(pid, uid, gid) of the process that connected, as the kernel noted it (SO_PEERCRED)."""
+    raw = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
+    pid, uid, gid = _UCRED.unpack(raw)
+    return pid, uid, gid

@@ -1,0 +1,118 @@
+"""Messages between two slimds over the control channel; framing and TLS are in peers.frames and peers.channel.
+
+Addresses travel packed in 16 bytes (endpoints.packed16). A `token` pairs a question with its
+answer within one channel and direction. What a peer says about addresses is checked against its
+certificate before anyone acts on it.
+"""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+import msgspec
+
+PROTOCOL = 1
+MAX_FRAME = 64 * 1024
+MAX_TEXT = 256
+
+
+class PeerMessage(msgspec.Struct, frozen=True, tag=True, array_like=True):
+    """Base of all messages; encoded as msgpack arrays, the tag first."""
+
+
+class Hello(PeerMessage, frozen=True):
+    """The first message in each direction."""
+
+    protocol: int
+    host: str
+    """Must be the name in the sender's certificate."""
+    addresses: list[bytes]
+    """Where the sender's host connections come from; nothing else is admitted."""
+    features: list[str]
+
+
+class Key(PeerMessage, frozen=True):
+    """Seal records for my listeners with this key: for `seal_ms`; I accept them for `accept_ms`."""
+
+    key_id: int
+    key: bytes
+    seal_ms: int
+    accept_ms: int
+
+
+class Resolve(PeerMessage, frozen=True):
+    """May my workload (its identity) at `source` connect to your workload's `destination`:`port`?"""
+
+    token: int
+    workload: str
+    namespace: str
+    labels: dict[str, str]
+    source: bytes
+    destination: bytes
+    port: int
+
+
+class ResolvedFast(PeerMessage, frozen=True):
+    """Yes: connect to the host endpoint with a record naming `flow`."""
+
+    token: int
+    host_address: bytes
+    host_port: int
+    flow: int
+    lifetime_ms: int
+    isolated: bool
+    """Policy isolates the destination: plain peers are refused there, the overlay is no way back."""
+    rule: str
+
+
+class ResolvedOverlay(PeerMessage, frozen=True):
+    """Nobody brokers that port here; the answer is good until an Invalidate or its lifetime."""
+
+    token: int
+    reason: str
+    lifetime_ms: int
+    isolated: bool
+
+
+class ResolvedDenied(PeerMessage, frozen=True):
+    """Policy at the destination says no."""
+
+    token: int
+    lifetime_ms: int
+    rule: str
+
+
+class ResolvedUnknown(PeerMessage, frozen=True):
+    """That address is not one of my workloads'."""
+
+    token: int
+
+
+class Invalidate(PeerMessage, frozen=True):
+    """What I answered about destination:port (0: every port) is no longer so."""
+
+    destination: bytes
+    port: int
+
+
+class Ping(PeerMessage, frozen=True):
+    token: int
+
+
+class Pong(PeerMessage, frozen=True):
+    token: int
+
+
+ResolveAnswer: TypeAlias = ResolvedFast | ResolvedOverlay | ResolvedDenied | ResolvedUnknown
+AnyPeerMessage: TypeAlias = (
+    Hello
+    | Key
+    | Resolve
+    | ResolvedFast
+    | ResolvedOverlay
+    | ResolvedDenied
+    | ResolvedUnknown
+    | Invalidate
+    | Ping
+    | Pong
+)
