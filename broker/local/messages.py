@@ -153,6 +153,8 @@ class TrapSettings(msgspec.Struct, frozen=True, array_like=True):
     connect_budget_ms: int
     flow_lifetime_s: int
     deny_errno: int
+    encryption: str
+    """Module with the pure functions seal and open (the encryption plugin's word)."""
 
 
 class WorkloadState(msgspec.Struct, frozen=True, array_like=True):
@@ -307,8 +309,7 @@ class AddInboundFlow(Message, frozen=True):
     flow: int
     peer: str
     workload: int
-    listener: int
-    """SO_COOKIE of the host listener; 0: any listener of the workload on `port`."""
+    destination: bytes
     port: int
     source: bytes
     source_workload: str
@@ -327,6 +328,12 @@ class DropInbound(Message, frozen=True):
     """To traps: admit nobody under these flows any more."""
 
     flows: list[int]
+
+
+class ForgetConnections(Message, frozen=True):
+    """To traps: sock_diag shows these sockets no more."""
+
+    cookies: list[int]
 
 
 class SealingKey(Message, frozen=True):
@@ -365,6 +372,7 @@ ToTraps: TypeAlias = (
     | AddInboundFlow
     | DropFlows
     | DropInbound
+    | ForgetConnections
     | SealingKey
     | OpeningKey
 )

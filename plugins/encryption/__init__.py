@@ -1,0 +1,1 @@
+"""Encryption plugins: how admission records are sealed."""

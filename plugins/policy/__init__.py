@@ -1,0 +1,1 @@
+"""Policy plugins: who may talk to whom."""

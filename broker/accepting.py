@@ -1,0 +1,491 @@
+"""Connections that a program takes: admission inside a trapped accept, and who waits.
+
+slimd accepts only inside the program's own accept, so backlog, readiness and EAGAIN stay the
+kernel's. What the program polls is the host listener; three things may be ready behind it:
+
+- a host connection with its record in hand: admitted, or reset;
+- a host connection whose record is not complete yet: parked, bounded, with a deadline;
+- something else (a parked one that completed, a plain peer on the retained overlay listener):
+  announced by a *wake*, a sealed connection of slimd to the host listener.
+
+Invariant: while something else is ready, exactly one wake is in the accept queue or on its way.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import select
+import socket
+from collections import deque
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from slim.broker.admission.keyring import WAKE_FLOW
+from slim.broker.admission.preamble import RECORD_BYTES, Kind, Record, RecordRefused
+from slim.broker.endpoints import Endpoint, from_packed16
+from slim.broker.errors import SyscallError, TargetGone
+from slim.broker.kernel import sockaddr
+from slim.broker.kernel.epoll import EPOLLIN, EPOLLONESHOT, EPOLLRDHUP, Epoll
+from slim.broker.kernel.socket_options import (
+    TCP_CLOSE,
+    TCP_FASTOPEN_NO_COOKIE,
+    read_cookie,
+    reset,
+    tcp_state,
+    timeout_s,
+)
+from slim.broker.perform import capture, write_name
+
+if TYPE_CHECKING:
+    from slim.broker.calls import Accept
+    from slim.broker.context import TrapContext
+    from slim.broker.listeners import ListenerRecord
+    from slim.broker.loop import Timer
+    from slim.broker.supervisor import PendingCall
+
+log = logging.getLogger(__name__)
+
+PARK_LIMIT = 256
+PARK_DEADLINE_S = 2.0
+ACCEPTS_PER_TURN = 64
+"""Refused connections that one trapped accept discards before others get their turn."""
+
+_WAKE_FLAGS = socket.MSG_FASTOPEN | socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
+
+
+@dataclass(slots=True, eq=False)
+class Ready:
+    """A connection that may be given to the program. Owns `sock`."""
+
+    sock: socket.socket
+    peer: Endpoint
+    """What the program is told."""
+    local: Endpoint
+    path: str
+    reason: str
+    rule: str
+    peer_host: str
+    host_peer: Endpoint | None
+
+
+@dataclass(slots=True, eq=False)
+class Parked:
+    """A host connection whose record is incomplete. Owns `sock`."""
+
+    sock: socket.socket
+    address: Endpoint
+    received: bytes
+    token: int = 0
+    timer: Timer | None = None
+
+
+@dataclass(slots=True, eq=False)
+class Waiter:
+    """A blocking accept that is held."""
+
+    call: PendingCall
+    asked: Accept
+    timer: Timer | None = None
+
+
+@dataclass(slots=True, eq=False)
+class AcceptState:
+    """Everything that waits on one listener. Owns the retained overlay listener, if there is one."""
+
+    listener: ListenerRecord
+    retained: socket.socket | None
+    retained_token: int = 0
+    ready: deque[Ready] = field(default_factory=deque)
+    parked: list[Parked] = field(default_factory=list)
+    waiters: deque[Waiter] = field(default_factory=deque)
+    watch: Epoll | None = None
+    """Exists while somebody is held: registers the program's listener without an fd of ours."""
+    watch_token: int = 0
+    wake: socket.socket | None = None
+    retry: Timer | None = None
+
+
+class Acceptor:
+    def __init__(self, context: TrapContext) -> None:
+        self._context = context
+        self._states: dict[int, AcceptState] = {}
+
+    # --- listeners come and go ----------------------------------------------------------------
+
+    def add_listener(self, listener: ListenerRecord, retained: socket.socket | None) -> None:
+        """A listener is live; takes the retained overlay listener."""
+        state = AcceptState(listener, retained)
+        self._states[listener.cookie] = state
+        if retained is not None:
+            retained.setblocking(False)
+            state.retained_token = self._context.loop.watch(
+                retained.fileno(), lambda _: self._send_wake(state), EPOLLIN | EPOLLONESHOT
+            )
+
+    def remove_listener(self, cookie: int) -> None:
+        """The program's last copy is closed: close everything that waited on it."""
+        state = self._states.pop(cookie, None)
+        if state is None:
+            return
+        loop = self._context.loop
+        if state.retained is not None:
+            loop.unwatch(state.retained.fileno(), state.retained_token)
+            state.retained.close()
+            state.retained = None
+        for parked in [*state.parked]:
+            self._unpark(state, parked)
+            reset(parked.sock)
+        for ready in state.ready:
+            reset(ready.sock)
+        state.ready.clear()
+        for waiter in state.waiters:
+            # Natively a held accept keeps its listener open; here the file is already gone.
+            _fail(waiter, errno.EINVAL)
+        state.waiters.clear()
+        self._stop_watching(state)
+        self._close_wake(state)
+        if state.retry is not None:
+            state.retry.cancel()
+
+    def has_retained(self, cookie: int) -> bool:
+        state = self._states.get(cookie)
+        return state is not None and state.retained is not None
+
+    # --- accept() -----------------------------------------------------------------------------
+
+    def accept(
+        self,
+        call: PendingCall,
+        asked: Accept,
+        listener: ListenerRecord,
+        sock: socket.socket,
+        *,
+        nonblocking: bool,
+    ) -> None:
+        """Answer a trapped accept, now or when something comes; borrows `sock`, the listener."""
+        state = self._states.get(listener.cookie)
+        if state is None:
+            call.fail(errno.EINVAL)
+            return
+        waiter = Waiter(call, asked)
+        if (not state.waiters or nonblocking) and self._serve(state, waiter, sock):
+            return
+        if nonblocking:
+            call.fail(errno.EAGAIN)
+            return
+        limit = timeout_s(sock, socket.SO_RCVTIMEO)
+        if limit is not None:
+            waiter.timer = self._context.loop.call_later(limit, lambda: _expire(state, waiter))
+        state.waiters.append(waiter)
+        self._watch(state, sock)
+
+    def _serve(self, state: AcceptState, waiter: Waiter, sock: socket.socket) -> bool:
+        """Give the waiter a connection; False when none is ready."""
+        for _ in range(ACCEPTS_PER_TURN):
+            if state.ready:
+                self._deliver(state, waiter, state.ready.popleft())
+                self._settle_wake(state)
+                return True
+            taken = self._take(state, sock)
+            if taken is None:
+                return False
+            if isinstance(taken, Ready):
+                self._deliver(state, waiter, taken)
+                return True
+        return False
+
+    def _take(self, state: AcceptState, sock: socket.socket) -> Ready | bool | None:
+        """Accept one host connection: Ready; True: it was not for the program; None: none there."""
+        # The file may be a blocking one, and its flags are the program's: look before accept.
+        if not select.select([sock], [], [], 0)[0]:
+            return None
+        try:
+            accepted, name = sock.accept()
+        except BlockingIOError:
+            return None
+        except OSError as error:
+            if error.errno in (errno.ECONNABORTED, errno.EPROTO):
+                return True
+            raise
+        address = sockaddr.from_python(name)
+        return self._examine(state, Parked(accepted, address, b"")) or True
+
+    def _examine(self, state: AcceptState, parked: Parked) -> Ready | None:
+        """Read what is missing of the record, and judge it when it is whole. Takes `parked`."""
+        try:
+            chunk = parked.sock.recv(RECORD_BYTES - len(parked.received), socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            self._park(state, parked)
+            return None
+        except OSError:
+            chunk = b""
+        if not chunk:
+            self._refuse(parked.sock, "silent")
+            return None
+        parked.received += chunk
+        if len(parked.received) < RECORD_BYTES:
+            self._park(state, parked)
+            return None
+        return self._judge(state, parked)
+
+    def _judge(self, state: AcceptState, parked: Parked) -> Ready | None:
+        listener = state.listener
+        try:
+            record, flow = self._context.keyring.admit(
+                parked.received, parked.address.address, listener
+            )
+        except RecordRefused as refusal:
+            log.debug("listener %s: connection refused: %s", listener.local, refusal)
+            reset(parked.sock)
+            return None
+        if flow is None:
+            parked.sock.close()
+            return self._consume_wake(state)
+        if tcp_state(parked.sock) == TCP_CLOSE:
+            # Reset by its own side while it waited: nobody is there any more.
+            parked.sock.close()
+            return None
+        port = record.source.port or parked.address.port
+        return Ready(
+            parked.sock,
+            Endpoint(record.source.address, port),
+            Endpoint(from_packed16(flow.destination), listener.port),
+            "fast",
+            "",
+            flow.rule,
+            flow.peer,
+            parked.address,
+        )
+
+    def _refuse(self, sock: socket.socket, reason: str) -> None:
+        self._context.keyring.refused[reason] += 1
+        reset(sock)
+
+    def _deliver(self, state: AcceptState, waiter: Waiter, ready: Ready) -> None:
+        """Give the connection to the program; TargetGone puts it back at the head."""
+        call, asked = waiter.call, waiter.asked
+        if waiter.timer is not None:
+            waiter.timer.cancel()
+        family = state.listener.family
+        try:
+            call.ensure_valid()
+            if asked.address:
+                write_name(call, asked.address, asked.length, ready.peer, family)
+            cookie = read_cookie(ready.sock)
+            os.set_blocking(ready.sock.fileno(), not asked.flags & socket.SOCK_NONBLOCK)
+            self._record(call, cookie, ready)
+            call.finish_with_fd(
+                ready.sock.fileno(), cloexec=bool(asked.flags & socket.SOCK_CLOEXEC)
+            )
+        except TargetGone:
+            self._put_back(state, ready)
+            raise
+        except SyscallError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE, errno.EBADF):
+                # No free number in the program: natively the connection stays in the queue.
+                self._put_back(state, ready)
+                call.fail(errno.EMFILE)
+            else:
+                # EFAULT and EINVAL: the kernel loses the connection too (accept(2)).
+                reset(ready.sock)
+                call.fail(error.errno or errno.EFAULT)
+            return
+        ready.sock.close()
+
+    def _put_back(self, state: AcceptState, ready: Ready) -> None:
+        state.ready.appendleft(ready)
+        self._settle_wake(state)
+
+    def _record(self, call: PendingCall, cookie: int, ready: Ready) -> None:
+        self._context.record(
+            call,
+            cookie,
+            direction="in",
+            local=ready.local,
+            peer=ready.peer,
+            path=ready.path,
+            host_peer=ready.host_peer,
+            peer_host=ready.peer_host,
+            reason=ready.reason,
+            rule=ready.rule,
+        )
+        if ready.path == "fast":
+            os.fchown(ready.sock.fileno(), call.workload.uid, -1)
+
+    # --- plain peers --------------------------------------------------------------------------
+
+    def _take_plain(self, state: AcceptState) -> Ready | None:
+        """Accept from the retained overlay listener."""
+        retained = state.retained
+        if retained is None:
+            return None
+        try:
+            accepted, name = retained.accept()
+        except OSError:
+            return None
+        peer = sockaddr.from_python(name)
+        if not self._context.admits_plain(state.listener.workload, peer.address):
+            self._refuse(accepted, "plain-peer-of-isolated-workload")
+            return None
+        local = sockaddr.from_python(accepted.getsockname())
+        return Ready(accepted, peer, local, "fallback", "plain-peer", "", "", None)
+
+    # --- wakes --------------------------------------------------------------------------------
+
+    def _group(self, state: AcceptState) -> list[AcceptState]:
+        """The listeners that share address and port by SO_REUSEPORT; mostly just the one.
+
+        The kernel gives a connection, and so a wake, to any member of the group: what is ready
+        belongs to all of them.
+        """
+        own = state.listener
+        return [
+            other
+            for other in self._states.values()
+            if (other.listener.workload, other.listener.host_port) == (own.workload, own.host_port)
+        ]
+
+    def _consume_wake(self, state: AcceptState) -> Ready | None:
+        """A wake was accepted: what did it announce? Whatever else is ready announces itself anew."""
+        group = self._group(state)
+        for member in group:
+            self._close_wake(member)
+        found = None
+        for member in group:
+            if found is None:
+                found = member.ready.popleft() if member.ready else self._take_plain(member)
+            if member.retained is not None:
+                # Level-triggered: fires again at once if more is waiting.
+                self._context.loop.rearm(
+                    member.retained.fileno(), member.retained_token, EPOLLIN | EPOLLONESHOT
+                )
+            self._settle_wake(member)
+        return found
+
+    def _send_wake(self, state: AcceptState) -> None:
+        """Make the host listener readable for whoever polls it; at most one wake at a time."""
+        if any(member.wake is not None for member in self._group(state)):
+            return
+        host = state.listener.host
+        domain = socket.AF_INET6 if host.address.version == 6 else socket.AF_INET
+        sealer = self._context.keyring.wake_sealer()
+        source = Endpoint(host.address, 0)
+        record = sealer.seal(Record(WAKE_FLOW, Kind.WAKE, source), host)
+        wake = socket.socket(domain, socket.SOCK_STREAM)
+        try:
+            wake.setsockopt(socket.IPPROTO_TCP, TCP_FASTOPEN_NO_COOKIE, 1)
+            wake.bind(sockaddr.for_python(source, domain))
+            wake.sendto(record, _WAKE_FLAGS, sockaddr.for_python(host, domain))
+        except OSError as error:
+            wake.close()
+            log.warning("listener %s: wake not sent: %s", state.listener.local, error)
+            if state.retry is None:
+                state.retry = self._context.loop.call_later(0.1, lambda: self._retry_wake(state))
+            return
+        state.wake = wake
+
+    def _retry_wake(self, state: AcceptState) -> None:
+        state.retry = None
+        if self._states.get(state.listener.cookie) is state:
+            self._send_wake(state)
+
+    def _settle_wake(self, state: AcceptState) -> None:
+        if state.ready:
+            self._send_wake(state)
+
+    def _close_wake(self, state: AcceptState) -> None:
+        if state.wake is not None:
+            # With RST: a wake per plain peer must leave no TIME_WAIT behind.
+            reset(state.wake)
+            state.wake = None
+
+    # --- parked connections -------------------------------------------------------------------
+
+    def _park(self, state: AcceptState, parked: Parked) -> None:
+        loop = self._context.loop
+        if parked.token:
+            return
+        if len(state.parked) >= PARK_LIMIT:
+            oldest = state.parked[0]
+            self._unpark(state, oldest)
+            self._refuse(oldest.sock, "silent")
+        state.parked.append(parked)
+        parked.token = loop.watch(
+            parked.sock.fileno(), lambda _: self._on_parked(state, parked), EPOLLIN | EPOLLRDHUP
+        )
+        parked.timer = loop.call_later(PARK_DEADLINE_S, lambda: self._drop_parked(state, parked))
+
+    def _unpark(self, state: AcceptState, parked: Parked) -> None:
+        state.parked.remove(parked)
+        if parked.timer is not None:
+            parked.timer.cancel()
+        self._context.loop.unwatch(parked.sock.fileno(), parked.token)
+        parked.token = 0
+
+    def _drop_parked(self, state: AcceptState, parked: Parked) -> None:
+        self._unpark(state, parked)
+        self._refuse(parked.sock, "silent")
+
+    def _on_parked(self, state: AcceptState, parked: Parked) -> None:
+        self._unpark(state, parked)
+        ready = self._examine(state, parked)
+        if ready is not None:
+            state.ready.append(ready)
+            self._send_wake(state)
+
+    # --- held accepts -------------------------------------------------------------------------
+
+    def _watch(self, state: AcceptState, sock: socket.socket) -> None:
+        if state.watch is not None:
+            return
+        state.watch = Epoll(max_events=1)
+        state.watch.add(sock.fileno(), EPOLLIN, 0)
+        state.watch_token = self._context.loop.watch(
+            state.watch.fileno(), lambda _: self._on_acceptable(state)
+        )
+
+    def _stop_watching(self, state: AcceptState) -> None:
+        if state.watch is not None:
+            self._context.loop.unwatch(state.watch.fileno(), state.watch_token)
+            state.watch.close()
+            state.watch = None
+
+    def _on_acceptable(self, state: AcceptState) -> None:
+        """The listener is readable: serve who waits, first come first served."""
+        while state.waiters:
+            waiter = state.waiters[0]
+            if not waiter.call.is_valid():
+                # Interrupted; if the call comes again it is a new notification.
+                state.waiters.popleft()
+                continue
+            try:
+                with capture(waiter.call.tid, waiter.asked.fd) as sock:
+                    if read_cookie(sock) != state.listener.cookie:
+                        raise OSError(errno.EBADF, "the fd was closed or replaced")
+                    if not self._serve(state, waiter, sock):
+                        return
+                state.waiters.popleft()
+            except TargetGone:
+                state.waiters.popleft()
+            except OSError as error:
+                state.waiters.popleft()
+                _fail(waiter, error.errno or errno.EBADF)
+        self._stop_watching(state)
+
+
+def _expire(state: AcceptState, waiter: Waiter) -> None:
+    """SO_RCVTIMEO: EAGAIN (socket(7))."""
+    if waiter in state.waiters:
+        state.waiters.remove(waiter)
+        _fail(waiter, errno.EAGAIN)
+
+
+def _fail(waiter: Waiter, code: int) -> None:
+    if waiter.timer is not None:
+        waiter.timer.cancel()
+    try:
+        waiter.call.fail(code)
+    except TargetGone:
+        return

@@ -1,0 +1,215 @@
+"""Decoded socket calls: what was asked. The counterpart is actions.py: what will be done.
+
+Everything the target owns is read here, once, bounded by the kernel's own limits, and copied;
+later stages see owned values only. Whoever uses what was read checks first that the notification
+is still valid (seccomp_notify.is_valid): until then the bytes may be another process's.
+"""
+
+from __future__ import annotations
+
+import platform
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeAlias
+
+from slim.broker.kernel import sockaddr
+from slim.broker.kernel.process_memory import process_vm_readv
+
+if TYPE_CHECKING:
+    from slim.broker.endpoints import Endpoint
+    from slim.broker.kernel.seccomp_notify import Notification
+
+# From linux/audit.h: e_machine, 64 bit, little endian.
+AUDIT_ARCH = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
+
+# System call numbers: asm/unistd_64.h and asm-generic/unistd.h.
+_NUMBERS = {
+    "x86_64": {
+        "connect": 42,
+        "accept": 43,
+        "sendto": 44,
+        "sendmsg": 46,
+        "bind": 49,
+        "listen": 50,
+        "getsockname": 51,
+        "getpeername": 52,
+        "setsockopt": 54,
+        "epoll_create": 213,
+        "accept4": 288,
+        "epoll_create1": 291,
+        "sendmmsg": 307,
+    },
+    "aarch64": {
+        "epoll_create1": 20,
+        "bind": 200,
+        "listen": 201,
+        "accept": 202,
+        "connect": 203,
+        "getsockname": 204,
+        "getpeername": 205,
+        "sendto": 206,
+        "setsockopt": 208,
+        "sendmsg": 211,
+        "accept4": 242,
+        "sendmmsg": 269,
+    },
+}
+
+
+@dataclass(slots=True)
+class Connect:
+    fd: int
+    family: int
+    """As written in the address: AF_UNSPEC asks to disconnect."""
+    destination: Endpoint | None
+    """None: not an IPv4 or IPv6 address."""
+
+
+@dataclass(slots=True)
+class Bind:
+    fd: int
+    local: Endpoint | None
+
+
+@dataclass(slots=True)
+class Listen:
+    fd: int
+    backlog: int
+
+
+@dataclass(slots=True)
+class Accept:
+    fd: int
+    address: int
+    """Where the program wants the peer's address; 0: nowhere."""
+    length: int
+    flags: int
+
+
+@dataclass(slots=True)
+class GetName:
+    fd: int
+    address: int
+    length: int
+    peer: bool
+
+
+@dataclass(slots=True)
+class CreateEpoll:
+    flags: int
+
+
+@dataclass(slots=True)
+class FastOpenSend:
+    """sendto, sendmsg or sendmmsg with MSG_FASTOPEN: a connect in disguise."""
+
+    fd: int
+
+
+@dataclass(slots=True)
+class SetOption:
+    """A setsockopt that could turn a host socket against the host, or cannot be read back."""
+
+    fd: int
+
+
+SocketCall: TypeAlias = (
+    Connect | Bind | Listen | Accept | GetName | CreateEpoll | FastOpenSend | SetOption
+)
+
+Args: TypeAlias = tuple[int, int, int, int, int, int]
+
+
+def decode(notification: Notification) -> SocketCall | None:
+    """The call behind a notification; None for one of another architecture.
+
+    Raises OSError EFAULT (the program's own bad pointer) or ESRCH when memory cannot be read.
+    """
+    if notification.arch != _ARCH:
+        return None
+    decoder = _DECODERS.get(notification.nr)
+    return decoder(notification.tid, notification.args) if decoder else None
+
+
+def _int(value: int) -> int:
+    """A C int argument: the kernel looks at the low 32 bits only."""
+    value &= 0xFFFFFFFF
+    return value - (1 << 32) if value & 0x80000000 else value
+
+
+def _read_address(tid: int, pointer: int, length: int) -> bytes:
+    length = _int(length)
+    if not 2 <= length <= sockaddr.MAX_SOCKADDR:
+        # The kernel answers such lengths itself (EINVAL), before it looks at the memory.
+        return b""
+    return process_vm_readv(tid, pointer, length)
+
+
+def _connect(tid: int, args: Args) -> SocketCall:
+    raw = _read_address(tid, args[1], args[2])
+    family = sockaddr.family_of(raw) if raw else -1
+    return Connect(_int(args[0]), family, sockaddr.decode(raw))
+
+
+def _bind(tid: int, args: Args) -> SocketCall:
+    return Bind(_int(args[0]), sockaddr.decode(_read_address(tid, args[1], args[2])))
+
+
+def _listen(tid: int, args: Args) -> SocketCall:
+    return Listen(_int(args[0]), _int(args[1]))
+
+
+def _accept(tid: int, args: Args) -> SocketCall:
+    return Accept(_int(args[0]), args[1], args[2], 0)
+
+
+def _accept4(tid: int, args: Args) -> SocketCall:
+    return Accept(_int(args[0]), args[1], args[2], _int(args[3]))
+
+
+def _getsockname(tid: int, args: Args) -> SocketCall:
+    return GetName(_int(args[0]), args[1], args[2], peer=False)
+
+
+def _getpeername(tid: int, args: Args) -> SocketCall:
+    return GetName(_int(args[0]), args[1], args[2], peer=True)
+
+
+def _epoll_create(tid: int, args: Args) -> SocketCall:
+    # The size is ignored since Linux 2.6.8, but must be positive (epoll_create(2)).
+    return CreateEpoll(0 if _int(args[0]) > 0 else -1)
+
+
+def _epoll_create1(tid: int, args: Args) -> SocketCall:
+    return CreateEpoll(_int(args[0]))
+
+
+def _fast_open_send(tid: int, args: Args) -> SocketCall:
+    return FastOpenSend(_int(args[0]))
+
+
+def _setsockopt(tid: int, args: Args) -> SocketCall:
+    return SetOption(_int(args[0]))
+
+
+_BY_NAME: dict[str, Callable[[int, Args], SocketCall]] = {
+    "connect": _connect,
+    "accept": _accept,
+    "sendto": _fast_open_send,
+    "sendmsg": _fast_open_send,
+    "bind": _bind,
+    "listen": _listen,
+    "getsockname": _getsockname,
+    "getpeername": _getpeername,
+    "setsockopt": _setsockopt,
+    "epoll_create": _epoll_create,
+    "accept4": _accept4,
+    "epoll_create1": _epoll_create1,
+    "sendmmsg": _fast_open_send,
+}
+_MACHINE = platform.machine()
+_ARCH = AUDIT_ARCH.get(_MACHINE, 0)
+_DECODERS = {number: _BY_NAME[name] for name, number in _NUMBERS.get(_MACHINE, {}).items()}
+
+ACCEPT_FLAGS = socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC

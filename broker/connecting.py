@@ -1,0 +1,434 @@
+"""Connections that a program makes: the host socket, the wait for it, the way back.
+
+    ConnectHost: make alike -> SYN with the record -> swap -> (non-blocking) EINPROGRESS
+                                                            (blocking) Attempt, held
+
+An Attempt lives from the swap until its result was delivered. The held call waits interruptibly:
+after a signal the program may issue it again (a new notification), which joins the attempt and
+gets its result. Refused while held: control is asked again once, then a fresh overlay socket
+takes the host socket's place and the call goes on there.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import socket
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from slim.broker.admission.preamble import RECORD_BYTES, Kind, Record
+from slim.broker.endpoints import Endpoint
+from slim.broker.errors import TargetGone
+from slim.broker.flows import DeniedFlow, FastFlow, Flow, FlowKey, OverlayFlow
+from slim.broker.kernel import sockaddr
+from slim.broker.kernel.epoll import EPOLLERR, EPOLLHUP, EPOLLONESHOT, EPOLLOUT
+from slim.broker.kernel.socket_options import (
+    TCP_CLOSE,
+    TCP_ESTABLISHED,
+    TCP_FASTOPEN_NO_COOKIE,
+    TCP_SYN_SENT,
+    read_cookie,
+    reset,
+    tcp_state,
+    timeout_s,
+)
+from slim.broker.perform import OtherCopyAlive, capture, make_alike, swap
+
+if TYPE_CHECKING:
+    from slim.broker.actions import ConnectAgain, ConnectHost
+    from slim.broker.calls import Connect
+    from slim.broker.context import TrapContext
+    from slim.broker.loop import Timer
+    from slim.broker.pipeline import Observed
+    from slim.broker.supervisor import PendingCall
+
+log = logging.getLogger(__name__)
+
+_SYN_FLAGS = socket.MSG_FASTOPEN | socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
+# What a host path answers when it is closed to us; anything else is not the path's fault.
+_KEEP_RESULT_S = 30.0
+
+
+@dataclass(slots=True, eq=False)
+class Attempt:
+    """One blocking connect on a host socket. Owns `sock`, our duplicate, until it ends."""
+
+    sock: socket.socket
+    cookie: int
+    fd: int
+    domain: int
+    key: FlowKey
+    flow: FastFlow
+    bound_port: int
+    waiting: list[PendingCall]
+    is_second: bool
+    token: int = 0
+    timers: list[Timer] = field(default_factory=list)
+    result: int | None = None
+    """0 or an errno, once known."""
+
+
+class Connector:
+    def __init__(self, context: TrapContext) -> None:
+        self._context = context
+        self._attempts: dict[int, Attempt] = {}
+        self._watched: dict[int, int] = {}
+
+    def forget(self, cookie: int) -> None:
+        """The socket is gone; a watch on it will never report."""
+        token = self._watched.pop(cookie, None)
+        if token is not None:
+            self._context.loop.forget(token)
+
+    # --- the swap -----------------------------------------------------------------------------
+
+    def connect_host(
+        self,
+        call: PendingCall,
+        asked: Connect,
+        observed: Observed,
+        old: socket.socket,
+        action: ConnectHost,
+    ) -> None:
+        """Carry out ConnectHost; takes `old`, the captured socket of the program."""
+        domain = observed.facts.domain
+        reason = self._start(call, asked.fd, domain, old, action, observed.facts.nonblocking)
+        if reason:
+            self.fall_back(call, old, action.flow, action.key, reason)
+
+    def _start(
+        self,
+        call: PendingCall,
+        fd: int,
+        domain: int,
+        old: socket.socket,
+        action: ConnectHost,
+        nonblocking: bool,
+        *,
+        is_second: bool = False,
+    ) -> str:
+        """Send the SYN and swap; gives the reason why not, with `old` still in its place."""
+        context, flow = self._context, action.flow
+        sealer = context.keyring.sealer(flow.peer)
+        if sealer is None:
+            context.flows.drop(action.key)
+            return "no-key"
+        new, refused = make_alike(old, domain, call.workload, in_workload=False, listener=False)
+        if refused:
+            new.close()
+            return refused
+        cookie = read_cookie(new)
+        record = Record(flow.flow, Kind.DATA, Endpoint(flow.source, action.bound_port))
+        try:
+            new.setsockopt(socket.IPPROTO_TCP, TCP_FASTOPEN_NO_COOKIE, 1)
+            address = sockaddr.for_python(flow.host, domain)
+            sent = new.sendto(sealer.seal(record, flow.host), _SYN_FLAGS, address)
+            local_port = action.bound_port or new.getsockname()[1]
+        except OSError as error:
+            new.close()
+            return self._refused_at_once(action, error)
+        if sent != RECORD_BYTES:
+            reset(new)
+            return "short-syn"
+        try:
+            call.ensure_valid()
+            swap(call, fd, old, new)
+        except OtherCopyAlive:
+            reset(new)
+            return "copy-in-another-process"
+        except (TargetGone, OSError):
+            reset(new)
+            raise
+        context.record(
+            call,
+            cookie,
+            direction="out",
+            local=Endpoint(flow.source, local_port),
+            peer=action.key.destination,
+            path="fast",
+            host_peer=flow.host,
+            peer_host=flow.peer,
+            rule=flow.rule,
+        )
+        if nonblocking:
+            self._leave(call, new, cookie, action)
+        else:
+            attempt = Attempt(
+                new, cookie, fd, domain, action.key, flow, action.bound_port, [call], is_second
+            )
+            self._hold(attempt)
+        return ""
+
+    def _refused_at_once(self, action: ConnectHost, error: OSError) -> str:
+        if error.errno == errno.EOPNOTSUPP:
+            # net.ipv4.tcp_fastopen lacks bit 1 (client); ip-sysctl documents it.
+            return "tfo-off"
+        self._path_failed(action.flow, action.key, error.errno or 0)
+        return f"host-path-{errno.errorcode.get(error.errno or 0, 'error').lower()}"
+
+    def _leave(
+        self, call: PendingCall, new: socket.socket, cookie: int, action: ConnectHost
+    ) -> None:
+        """Non-blocking: the program owns the wait. Watch, without an fd, what becomes of it."""
+        if tcp_state(new) == TCP_SYN_SENT:
+
+            def on_event(events: int) -> None:
+                self.forget(cookie)
+                if events & (EPOLLERR | EPOLLHUP):
+                    self._path_failed(action.flow, action.key, errno.ECONNREFUSED)
+
+            self._watched[cookie] = self._context.loop.watch(
+                new.fileno(), on_event, EPOLLOUT | EPOLLONESHOT
+            )
+        new.close()
+        call.fail(errno.EINPROGRESS)
+
+    # --- the wait -----------------------------------------------------------------------------
+
+    def _hold(self, attempt: Attempt) -> None:
+        if tcp_state(attempt.sock) == TCP_ESTABLISHED:
+            self._established(attempt)
+            return
+        loop = self._context.loop
+        self._attempts[attempt.cookie] = attempt
+        attempt.token = loop.watch(
+            attempt.sock.fileno(), lambda events: self._on_event(attempt, events), EPOLLOUT
+        )
+        limit = timeout_s(attempt.sock, socket.SO_SNDTIMEO)
+        if limit is not None:
+            attempt.timers.append(loop.call_later(limit, lambda: self._timed_out(attempt)))
+        budget = self._context.settings.connect_budget_ms / 1000
+        attempt.timers.append(
+            loop.call_later(budget, lambda: self._failed(attempt, errno.ETIMEDOUT))
+        )
+
+    def _on_event(self, attempt: Attempt, events: int) -> None:
+        code = attempt.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if code == 0 and not events & EPOLLERR:
+            self._established(attempt)
+        else:
+            self._failed(attempt, code or errno.ECONNREFUSED)
+
+    def _established(self, attempt: Attempt) -> None:
+        # The kernel's own second connect() moves the socket from connecting to connected, so
+        # that the program's next one is EISCONN, as after a connect of its own.
+        attempt.sock.connect_ex(sockaddr.for_python(attempt.flow.host, attempt.domain))
+        self._end(attempt, 0)
+
+    def _timed_out(self, attempt: Attempt) -> None:
+        """SO_SNDTIMEO: EINPROGRESS for the caller, while the handshake goes on (socket(7))."""
+        for call in self._take_waiting(attempt):
+            _answer(call, errno.EINPROGRESS)
+
+    def _failed(self, attempt: Attempt, code: int) -> None:
+        self._path_failed(attempt.flow, attempt.key, code)
+        call = next((call for call in attempt.waiting if call.is_valid()), None)
+        if call is None or attempt.result is not None:
+            # Nobody is held: the program owns the socket and finds the refusal in SO_ERROR.
+            self._end(attempt, code)
+            return
+        self._detach(attempt)
+        for other in self._take_waiting(attempt):
+            if other is not call:
+                _answer(other, code)
+        if attempt.is_second:
+            self._try_again(attempt, call, OverlayFlow("host-path-failed", "", 0), code)
+            return
+        self._context.control.ask(
+            attempt.key,
+            call.tid,
+            lambda flow: self._try_again(attempt, call, flow, code),
+            retry=True,
+        )
+
+    def _try_again(self, attempt: Attempt, call: PendingCall, flow: Flow, code: int) -> None:
+        try:
+            if isinstance(flow, FastFlow):
+                self._second_attempt(attempt, call, flow)
+            elif isinstance(flow, DeniedFlow):
+                call.fail(flow.errno)
+            else:
+                self._go_back(attempt, call, flow)
+        except TargetGone:
+            self._context.counters["interrupted"] += 1
+        except OSError as error:
+            log.warning("thread %d: connect not taken back: %s", call.tid, error)
+            _answer(call, code)
+
+    def _second_attempt(self, attempt: Attempt, call: PendingCall, flow: FastFlow) -> None:
+        from slim.broker.actions import ConnectHost
+
+        old = capture(call.tid, attempt.fd)
+        if read_cookie(old) != attempt.cookie:
+            old.close()
+            call.fail(errno.EBADF)
+            return
+        self._context.connections.forget(attempt.cookie)
+        action = ConnectHost(flow, attempt.key, attempt.bound_port)
+        reason = self._start(
+            call, attempt.fd, attempt.domain, old, action, nonblocking=False, is_second=True
+        )
+        if reason:
+            old.close()
+            self._go_back(attempt, call, OverlayFlow(reason, flow.rule, 0))
+
+    def _go_back(self, attempt: Attempt, call: PendingCall, flow: OverlayFlow | DeniedFlow) -> None:
+        """Put a fresh overlay socket in the host socket's place and let the call go on there."""
+        if not attempt.flow.fallback_lawful:
+            self._deny(call, attempt.key, attempt.flow.rule)
+            return
+        reason = flow.reason if isinstance(flow, OverlayFlow) else ""
+        with capture(call.tid, attempt.fd) as old:
+            cookie = self.restore_overlay(
+                call, attempt.fd, old, attempt.domain, attempt.key, attempt.bound_port
+            )
+        self._context.record(
+            call,
+            cookie,
+            direction="out",
+            local=None,
+            peer=attempt.key.destination,
+            path="fallback",
+            reason=reason or "host-path-failed",
+            rule=attempt.flow.rule,
+        )
+        call.proceed()
+
+    # --- connect() on a host socket -----------------------------------------------------------
+
+    def connect_again(
+        self,
+        call: PendingCall,
+        asked: Connect,
+        observed: Observed,
+        sock: socket.socket,
+        action: ConnectAgain,
+    ) -> bool:
+        """Answer from the socket's state; False: it failed before, treat it as a new connect.
+
+        Borrows `sock`, the captured host socket.
+        """
+        facts = observed.facts
+        attempt = self._attempts.get(facts.cookie)
+        if attempt is not None:
+            if attempt.result is not None:
+                self._forget_attempt(attempt)
+                call.fail(attempt.result)
+            elif facts.nonblocking:
+                call.fail(errno.EALREADY)
+            else:
+                attempt.waiting.append(call)
+            return True
+        if facts.state == TCP_SYN_SENT:
+            call.fail(errno.EALREADY)
+            return True
+        host = action.record.host_endpoint()
+        if facts.state == TCP_CLOSE or host is None:
+            code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+            if code:
+                call.fail(code)
+            return bool(code)
+        # Established: returns at once, 0 the first time and EISCONN from then on.
+        call.fail(sock.connect_ex(sockaddr.for_python(host, facts.domain)))
+        return True
+
+    def restore_overlay(
+        self,
+        call: PendingCall,
+        fd: int,
+        old: socket.socket,
+        domain: int,
+        key: FlowKey | None,
+        bound_port: int,
+    ) -> int:
+        """Swap a fresh overlay socket in; takes `old`; gives the new socket's cookie."""
+        old_cookie = read_cookie(old)
+        new, _ = make_alike(old, domain, call.workload, in_workload=True, listener=False)
+        with new:
+            if key is not None and (key.source is not None or bound_port):
+                any_address = "::" if domain == socket.AF_INET6 else "0.0.0.0"
+                host = key.source or Endpoint.parse(f"[{any_address}]:0").address
+                new.bind(sockaddr.for_python(Endpoint(host, bound_port), domain))
+            swap(call, fd, old, new)
+            self._context.connections.forget(old_cookie)
+            return read_cookie(new)
+
+    # --- the way back -------------------------------------------------------------------------
+
+    def fall_back(
+        self, call: PendingCall, own: socket.socket, flow: FastFlow, key: FlowKey, reason: str
+    ) -> None:
+        """The program's own socket is still there: use it, if that is lawful. Takes `own`."""
+        with own:
+            if not flow.fallback_lawful:
+                self._deny(call, key, f"{flow.rule}; {reason}")
+                return
+            if own.fileno() < 0:
+                # The swap closed our duplicate and then undid itself.
+                call.proceed()
+                return
+            self._context.record(
+                call,
+                read_cookie(own),
+                direction="out",
+                local=None,
+                peer=key.destination,
+                path="fallback",
+                reason=reason,
+                rule=flow.rule,
+            )
+        call.proceed()
+
+    def _deny(self, call: PendingCall, key: FlowKey, rule: str) -> None:
+        self._context.counters["fallback_unlawful"] += 1
+        log.info("connect to %s refused: %s", key.destination, rule)
+        call.fail(self._context.settings.deny_errno)
+
+    def _path_failed(self, flow: FastFlow, key: FlowKey, code: int) -> None:
+        self._context.flows.drop(key)
+        self._context.counters["host_path_failures"] += 1
+        self._context.control.path_failed(flow.peer, flow.host, code)
+
+    # --- the end of an attempt ----------------------------------------------------------------
+
+    def _end(self, attempt: Attempt, result: int) -> None:
+        self._detach(attempt)
+        attempt.result = result
+        delivered = False
+        for call in self._take_waiting(attempt):
+            delivered = _answer(call, result) or delivered
+        if not delivered:
+            # Interrupted: the restarted call gets the result, 0 and not EISCONN.
+            self._attempts[attempt.cookie] = attempt
+            attempt.timers.append(
+                self._context.loop.call_later(_KEEP_RESULT_S, lambda: self._forget_attempt(attempt))
+            )
+
+    def _detach(self, attempt: Attempt) -> None:
+        self._attempts.pop(attempt.cookie, None)
+        for timer in attempt.timers:
+            timer.cancel()
+        attempt.timers.clear()
+        if attempt.token:
+            self._context.loop.unwatch(attempt.sock.fileno(), attempt.token)
+            attempt.token = 0
+        attempt.sock.close()
+
+    def _forget_attempt(self, attempt: Attempt) -> None:
+        self._attempts.pop(attempt.cookie, None)
+        for timer in attempt.timers:
+            timer.cancel()
+
+    def _take_waiting(self, attempt: Attempt) -> list[PendingCall]:
+        waiting, attempt.waiting = attempt.waiting, []
+        return waiting
+
+
+def _answer(call: PendingCall, code: int) -> bool:
+    """Answer if the caller is still there."""
+    try:
+        call.fail(code)
+    except TargetGone:
+        return False
+    return True

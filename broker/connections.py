@@ -1,0 +1,115 @@
+"""Connections: one record per TCP connection that the broker made, admitted or left alone.
+
+A record is keyed by SO_COOKIE, which follows the socket through dup, fork and SCM_RIGHTS, and is
+kept in a memfd (slots.py), so that a restarted traps still knows every address, and control can
+list connections without asking anyone. It is forgotten once sock_diag(7) no longer shows the
+socket.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+import msgspec
+
+from slim.broker.endpoints import Endpoint, from_packed16, packed16
+from slim.broker.slots import SlotStore, key_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+SLOT_BYTES = 512
+SLOTS = 65_536
+MAX_TEXT = 80
+KIND_CONNECTION = 1
+
+PackedEndpoint = tuple[bytes, int]
+
+_NOWHERE: PackedEndpoint = (bytes(16), 0)
+
+
+class ConnectionRecord(msgspec.Struct, frozen=True, array_like=True):
+    """What is remembered about one connection; the schema of the memfd."""
+
+    cookie: int
+    workload: int
+    direction: Literal["out", "in"]
+    local: PackedEndpoint
+    """The overlay address and port that the program sees as its own."""
+    peer: PackedEndpoint
+    host_peer: PackedEndpoint
+    """Where the wire goes; unspecified for a connection on the overlay."""
+    peer_host: str
+    path: Literal["fast", "fallback", "denied"]
+    reason: str
+    rule: str
+    pid: int
+    process: str
+    created: float
+    """time.time()"""
+
+    def local_endpoint(self) -> Endpoint:
+        return Endpoint(from_packed16(self.local[0]), self.local[1])
+
+    def peer_endpoint(self) -> Endpoint:
+        return Endpoint(from_packed16(self.peer[0]), self.peer[1])
+
+    def host_endpoint(self) -> Endpoint | None:
+        if self.host_peer == _NOWHERE:
+            return None
+        return Endpoint(from_packed16(self.host_peer[0]), self.host_peer[1])
+
+
+def pack(endpoint: Endpoint | None) -> PackedEndpoint:
+    """An endpoint as records keep it."""
+    return (packed16(endpoint.address), endpoint.port) if endpoint else _NOWHERE
+
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(ConnectionRecord)
+
+
+class ConnectionTable:
+    """The records of one host; written by traps only. Borrows the store."""
+
+    def __init__(self, store: SlotStore) -> None:
+        self._store = store
+        self._fast: dict[int, ConnectionRecord] = {
+            record.cookie: record for record in read_records(store) if record.path == "fast"
+        }
+        self.overflowed = 0
+        """Records that found no slot: those connections work, but a restart forgets them."""
+
+    def __len__(self) -> int:
+        return len(self._fast)
+
+    def get(self, cookie: int) -> ConnectionRecord | None:
+        """The record of a socket that the broker made; None for one of the program's own."""
+        return self._fast.get(cookie)
+
+    def add(self, record: ConnectionRecord) -> None:
+        if record.path == "fast":
+            self._fast[record.cookie] = record
+        if not self._store.put(key_of(KIND_CONNECTION, record.cookie), _encoder.encode(record)):
+            self.overflowed += 1
+
+    def forget(self, cookie: int) -> None:
+        self._fast.pop(cookie, None)
+        self._store.delete(key_of(KIND_CONNECTION, cookie))
+
+    def forget_workload(self, workload: int) -> None:
+        for record in [*read_records(self._store)]:
+            if record.workload == workload:
+                self.forget(record.cookie)
+
+
+def read_records(store: SlotStore) -> Iterator[ConnectionRecord]:
+    """Every readable record of a store, also from another process."""
+    prefix = key_of(KIND_CONNECTION, 0)[:8]
+    for key, payload in store.items():
+        if key[:8] == prefix:
+            try:
+                yield _decoder.decode(payload)
+            except msgspec.DecodeError:
+                # The writer replaced the slot while it was copied; the next look sees it whole.
+                continue

@@ -1,0 +1,129 @@
+"""Answering Resolve: may that source reach this listener, and by which flow is it known?
+
+Ingress policy is decided here, with the source's identity from the authenticated channel. An
+inbound flow is made only for an allowed source, and the answer leaves only after traps has
+acknowledged the flow, so a record never arrives before what admits it.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from collections import Counter, defaultdict
+from typing import TYPE_CHECKING, Protocol
+
+from slim.broker.decisions import Direction, FlowRequest, Identity
+from slim.broker.endpoints import Address, from_packed16, packed16
+from slim.broker.errors import ControlError
+from slim.broker.local import messages
+from slim.broker.peers import messages as peer_messages
+from slim.broker.registry import host_endpoint
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from slim.broker.plugin_manager import Plugins
+    from slim.broker.registry import Registry
+
+log = logging.getLogger(__name__)
+
+NO_LISTENER_LIFETIME_MS = 30_000
+DENIED_LIFETIME_MS = 10_000
+INBOUND_MARGIN_MS = 60_000
+MAX_ASKERS = 4096
+
+
+class TrapsPort(Protocol):
+    """What answering needs of the link to traps."""
+
+    async def request(self, make: Callable[[int], messages.ToTraps]) -> None: ...
+
+
+class Inbound:
+    """Answers Resolve for this host's workloads, and remembers who asked."""
+
+    def __init__(
+        self, registry: Registry, plugins: Plugins, traps: TrapsPort, *, lifetime_s: int
+    ) -> None:
+        self._registry = registry
+        self._plugins = plugins
+        self._traps = traps
+        self._lifetime_ms = lifetime_s * 1000
+        self._askers: dict[tuple[int, int], dict[str, set[Address]]] = defaultdict(dict)
+        """(workload, port) -> peer host -> the addresses it asked about."""
+        self.counters: Counter[str] = Counter()
+
+    async def answer(
+        self, peer: str, asked: peer_messages.Resolve
+    ) -> peer_messages.ResolveAnswer:
+        """The answer to a peer whose right to speak for the source was checked; never raises."""
+        destination = from_packed16(asked.destination)
+        workload = self._registry.by_address(destination)
+        if workload is None:
+            return peer_messages.ResolvedUnknown(asked.token)
+        verdict = self._plugins.decide(
+            FlowRequest(
+                direction=Direction.INGRESS,
+                source=Identity(asked.workload, asked.namespace, asked.labels),
+                source_address=from_packed16(asked.source),
+                destination=workload.identity,
+                destination_address=destination,
+                port=asked.port,
+            )
+        )
+        if not verdict.allow:
+            self.counters["ingress_denied"] += 1
+            return peer_messages.ResolvedDenied(asked.token, DENIED_LIFETIME_MS, verdict.rule)
+        self._remember(peer, workload.state.cookie, asked.port, destination)
+        listener = workload.listener_for(destination, asked.port)
+        isolated = workload.state.isolated_ingress
+        if listener is None:
+            return peer_messages.ResolvedOverlay(
+                asked.token, "no-listener", NO_LISTENER_LIFETIME_MS, isolated
+            )
+        flow = secrets.randbits(32) or 1
+        try:
+            await self._traps.request(
+                lambda token: messages.AddInboundFlow(
+                    token=token,
+                    flow=flow,
+                    peer=peer,
+                    workload=workload.state.cookie,
+                    destination=asked.destination,
+                    port=asked.port,
+                    source=asked.source,
+                    source_workload=f"{asked.namespace}/{asked.workload}"[:80],
+                    rule=verdict.rule[:80],
+                    lifetime_ms=self._lifetime_ms + INBOUND_MARGIN_MS,
+                )
+            )
+        except ControlError as error:
+            log.warning("no inbound flow for %s: %s", peer, error)
+            return peer_messages.ResolvedOverlay(asked.token, "traps-down", 1000, isolated)
+        self.counters["inbound_flows"] += 1
+        at_host = host_endpoint(listener)
+        return peer_messages.ResolvedFast(
+            token=asked.token,
+            host_address=packed16(at_host.address),
+            host_port=at_host.port,
+            flow=flow,
+            lifetime_ms=self._lifetime_ms,
+            isolated=isolated,
+            rule=verdict.rule,
+        )
+
+    def _remember(self, peer: str, workload: int, port: int, address: Address) -> None:
+        if len(self._askers) < MAX_ASKERS or (workload, port) in self._askers:
+            self._askers[workload, port].setdefault(peer, set()).add(address)
+
+    def take_askers(self, workload: int, port: int) -> dict[str, set[Address]]:
+        """Who must hear that the listener on the port came or went; they will ask again."""
+        return self._askers.pop((workload, port), {})
+
+    def take_all_askers(self, workload: int) -> dict[str, set[Address]]:
+        """As take_askers, for every port of a workload that ends."""
+        merged: dict[str, set[Address]] = defaultdict(set)
+        for key in [key for key in self._askers if key[0] == workload]:
+            for peer, addresses in self._askers.pop(key).items():
+                merged[peer] |= addresses
+        return merged

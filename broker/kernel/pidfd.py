@@ -1,0 +1,74 @@
+"""Threads as file descriptors, and the fds of other processes.
+
+A notification names a *thread*; threads may have private fd tables (clone without CLONE_FILES),
+so the pidfd is opened for the thread where the kernel can (PIDFD_THREAD, Linux 6.9).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import os
+
+from slim.broker.errors import SyscallError
+from slim.broker.kernel.libc import NR_pidfd_getfd, NR_pidfd_open, libc, syscall_error
+
+PIDFD_THREAD = os.O_EXCL
+
+_syscall = libc.syscall
+_getfd = ctypes.c_long(NR_pidfd_getfd)
+_open = ctypes.c_long(NR_pidfd_open)
+
+
+def pidfd_open(pid: int, *, thread: bool = False) -> int:
+    """pidfd_open(2), Linux 5.3; of one thread with PIDFD_THREAD, Linux 6.9. Caller owns the fd."""
+    fd: int = _syscall(_open, pid, PIDFD_THREAD if thread else 0)
+    if fd < 0:
+        raise syscall_error("pidfd_open", f"pid {pid}")
+    return fd
+
+
+def pidfd_open_thread(tid: int) -> int:
+    """pidfd_open(2), Linux 6.9; before that of the thread's group leader. Caller owns the fd."""
+    try:
+        return pidfd_open(tid, thread=True)
+    except SyscallError as error:
+        if error.errno != errno.EINVAL:
+            raise
+    return pidfd_open(thread_group(tid))
+
+
+def pidfd_getfd(pidfd: int, fd: int) -> int:
+    """pidfd_getfd(2), Linux 5.6: a duplicate of another process's fd. Caller owns it (O_CLOEXEC)."""
+    duplicate: int = _syscall(_getfd, pidfd, fd, 0)
+    if duplicate < 0:
+        raise syscall_error("pidfd_getfd", f"fd {fd}")
+    return duplicate
+
+
+def thread_group(tid: int) -> int:
+    """The process that the thread belongs to (Tgid of proc_pid_status(5)); SyscallError ESRCH."""
+    try:
+        with open(f"/proc/{tid}/status", "rb") as status:
+            for line in status:
+                if line.startswith(b"Tgid:"):
+                    return int(line[5:])
+    except OSError:
+        pass
+    raise SyscallError("/proc/pid/status", errno.ESRCH, f"thread {tid}")
+
+
+def is_close_on_exec(tid: int, fd: int) -> bool:
+    """Whether that fd of that thread closes at exec (flags of proc_pid_fdinfo(5))."""
+    with open(f"/proc/{tid}/fdinfo/{fd}", "rb") as fdinfo:
+        text = fdinfo.read(256)
+    start = text.index(b"flags:") + 6
+    return bool(int(text[start : text.index(b"\n", start)], 8) & os.O_CLOEXEC)
+
+
+def command_name(pid: int) -> str:
+    """The thread's name (proc_pid_comm(5)); empty when it is gone."""
+    with contextlib.suppress(OSError), open(f"/proc/{pid}/comm", errors="replace") as comm:
+        return comm.read(64).rstrip("\n")
+    return ""

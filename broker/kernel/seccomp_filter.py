@@ -1,0 +1,163 @@
+"""The seccomp filter that slimd offers to slim-run: which calls are trapped, refused, left alone.
+
+Some facts about this filter:
+
+- The kernel truncates int arguments to 32 bits after the filter saw all 64: every comparison is
+  masked, or setting bit 32 would pass it.
+- Only the native architecture is trapped. Programs of the compat one (i386, also by int 0x80)
+  run unaccelerated, as its calls have other numbers and pack arguments in memory; what is
+  refused is refused there too. Anything else (x32) gets ENOSYS.
+- io_uring does socket calls that no filter sees; without it programs use the calls themselves.
+- What runs often per connection is never here: close, dup, fcntl, fork, exit, read, write,
+  plain send and recv, poll, epoll_wait.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from typing import TYPE_CHECKING, Any, Literal
+
+from slim.broker.errors import KernelFeatureMissing
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+MSG_FASTOPEN = 0x20000000
+
+TRAPPED = (
+    "accept",
+    "accept4",
+    "bind",
+    "connect",
+    "epoll_create",
+    "epoll_create1",
+    "getpeername",
+    "getsockname",
+    "listen",
+)
+
+TRAPPED_WITH_FASTOPEN = {"sendmmsg": 3, "sendmsg": 2, "sendto": 3}
+"""Calls that connect if their flags say MSG_FASTOPEN -> the number of the flags argument."""
+
+# From asm-generic/socket.h, linux/in.h, linux/in6.h and linux/tcp.h.
+IPV6_TRANSPARENT = 75
+IP_TRANSPARENT = 19
+SO_ATTACH_REUSEPORT_CBPF = 51
+SO_ATTACH_REUSEPORT_EBPF = 52
+SO_BINDTODEVICE = 25
+SO_BINDTOIFINDEX = 62
+SO_MARK = 36
+TCP_FASTOPEN_CONNECT = 30
+TCP_REPAIR = 19
+
+TRAPPED_OPTIONS = (
+    (socket.SOL_SOCKET, SO_ATTACH_REUSEPORT_CBPF),
+    (socket.SOL_SOCKET, SO_ATTACH_REUSEPORT_EBPF),
+    (socket.SOL_SOCKET, SO_BINDTODEVICE),
+    (socket.SOL_SOCKET, SO_BINDTOIFINDEX),
+    (socket.SOL_SOCKET, SO_MARK),
+    (socket.IPPROTO_IP, IP_TRANSPARENT),
+    (socket.IPPROTO_IPV6, IPV6_TRANSPARENT),
+    (socket.IPPROTO_TCP, TCP_FASTOPEN_CONNECT),
+    (socket.IPPROTO_TCP, TCP_REPAIR),
+)
+"""(level, option) of setsockopt calls that could turn a host socket against the host."""
+
+REFUSED = ("io_uring_enter", "io_uring_register", "io_uring_setup")
+"""Calls that fail with ENOSYS, in every architecture."""
+
+_ALL_BITS = 0xFFFFFFFF
+_HIGHEST_PRIORITY = 255
+
+
+def build_filter(guard: Literal["portable"]) -> bytes:
+    """The filter for a guard, as an array of `struct sock_filter` in this machine's byte order.
+
+    Raises KernelFeatureMissing when libseccomp is absent, or too old to know notifications.
+    The kernel guard, which leaves accept and getsockname alone, is not in this version.
+    """
+    if guard != "portable":
+        raise ValueError(f"no filter is known for the guard {guard!r}")
+    seccomp = _load_libseccomp()
+    try:
+        program = _native_rules(seccomp)
+        compat = _COMPAT.get(seccomp.system_arch())
+        if compat is not None:
+            # libseccomp keeps one list of rules for all architectures of a filter; different
+            # rules take two filters, merged.
+            program.merge(_compat_rules(seccomp, compat))
+        return _export(program)
+    except OSError as error:
+        raise KernelFeatureMissing(
+            f"libseccomp could not build the filter: {error.strerror}",
+            hint="Slim needs libseccomp 2.5 or later and seccomp notifications (Linux 5.0)",
+        ) from error
+
+
+def _native_rules(seccomp: ModuleType) -> Any:
+    program = seccomp.SyscallFilter(seccomp.ALLOW)
+    program.set_attr(seccomp.Attr.ACT_BADARCH, seccomp.ERRNO(errno.ENOSYS))
+    for name in TRAPPED:
+        program.add_rule(seccomp.NOTIFY, name)
+    for name, argument in TRAPPED_WITH_FASTOPEN.items():
+        program.add_rule(
+            seccomp.NOTIFY, name, _masked(seccomp, argument, MSG_FASTOPEN, MSG_FASTOPEN)
+        )
+    for level, option in TRAPPED_OPTIONS:
+        program.add_rule(
+            seccomp.NOTIFY,
+            "setsockopt",
+            _masked(seccomp, 1, _ALL_BITS, level),
+            _masked(seccomp, 2, _ALL_BITS, option),
+        )
+    _refuse(seccomp, program)
+    # The kernel answers calls without argument checks from a bitmap (5.11), but runs the filter
+    # for these on every send: they come first.
+    for name in TRAPPED_WITH_FASTOPEN:
+        program.syscall_priority(name, _HIGHEST_PRIORITY)
+    return program
+
+
+def _compat_rules(seccomp: ModuleType, architecture: int) -> Any:
+    program = seccomp.SyscallFilter(seccomp.ALLOW)
+    # Merging wants the same attributes on both sides.
+    program.set_attr(seccomp.Attr.ACT_BADARCH, seccomp.ERRNO(errno.ENOSYS))
+    program.remove_arch(seccomp.Arch.NATIVE)
+    program.add_arch(architecture)
+    _refuse(seccomp, program)
+    return program
+
+
+def _refuse(seccomp: ModuleType, program: Any) -> None:
+    for name in REFUSED:
+        program.add_rule(seccomp.ERRNO(errno.ENOSYS), name)
+
+
+def _masked(seccomp: ModuleType, argument: int, mask: int, value: int) -> Any:
+    return seccomp.Arg(argument, seccomp.MASKED_EQ, mask, value)
+
+
+def _export(program: Any) -> bytes:
+    with open(os.memfd_create("slim-filter", os.MFD_CLOEXEC), "w+b") as memory:
+        program.export_bpf(memory)
+        memory.seek(0)
+        return memory.read()
+
+
+def _load_libseccomp() -> ModuleType:
+    try:
+        # Only slimd needs it: it looks for the library by running other programs.
+        import pyseccomp
+    except (ImportError, RuntimeError) as error:
+        raise KernelFeatureMissing(
+            f"libseccomp could not be loaded: {error}",
+            hint="install libseccomp (Debian: libseccomp2) and pyseccomp",
+        ) from error
+    module: ModuleType = pyseccomp
+    return module
+
+
+# From linux/audit.h: x86_64 -> i386, aarch64 -> arm. Elsewhere only the native one is admitted.
+_COMPAT = {0xC000003E: 0x40000003, 0xC00000B7: 0x40000028}

@@ -1,0 +1,194 @@
+"""Effects on the target's sockets that several actions share: capture, observe, swap, write.
+
+Decisions are made in pipeline.py; what happens over time is in connecting.py and accepting.py.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import socket
+from typing import TYPE_CHECKING
+
+from slim.broker import calls
+from slim.broker.endpoints import Endpoint
+from slim.broker.errors import SyscallError
+from slim.broker.kernel import sockaddr
+from slim.broker.kernel.epoll import EPOLLIN, Epoll
+from slim.broker.kernel.pidfd import is_close_on_exec, pidfd_getfd, pidfd_open_thread
+from slim.broker.kernel.process_memory import process_vm_readv, process_vm_writev
+from slim.broker.kernel.socket_options import (
+    apply_options,
+    copy_file_state,
+    find_uncopyable,
+    read_facts,
+    read_options,
+)
+from slim.broker.pipeline import Observed
+from slim.broker.workloads import SYNTHETIC_UID_BASE
+
+if TYPE_CHECKING:
+    from slim.broker.supervisor import PendingCall
+    from slim.broker.workloads import Workload
+
+log = logging.getLogger(__name__)
+
+
+class OtherCopyAlive(Exception):
+    """The old socket lives on behind another fd: the swap was undone."""
+
+
+def capture(tid: int, fd: int) -> socket.socket:
+    """The file behind a thread's fd, as a socket object that owns our duplicate of it.
+
+    OSError EBADF when there is none, ENOTSOCK when it is no socket, EPERM when ptrace rights
+    over the target are missing (ptrace(2), access mode checks).
+    """
+    pidfd = pidfd_open_thread(tid)
+    try:
+        duplicate = pidfd_getfd(pidfd, fd)
+    finally:
+        os.close(pidfd)
+    try:
+        return socket.socket(socket.AF_INET, socket.SOCK_STREAM, 0, fileno=duplicate)
+    except OSError:
+        os.close(duplicate)
+        raise
+
+
+def observe(sock: socket.socket, call: calls.SocketCall, host_netns: int) -> Observed:
+    """Read what decide() wants to know of a captured socket."""
+    facts = read_facts(sock)
+    is_ours = facts.netns == host_netns and os.fstat(sock.fileno()).st_uid >= SYNTHETIC_UID_BASE
+    observed = Observed(facts, is_ours)
+    if facts.is_tcp and not is_ours and isinstance(call, calls.Connect | calls.Listen):
+        observed.local = local_endpoint(sock, facts.domain)
+        observed.uncopyable = find_uncopyable(sock)
+    return observed
+
+
+def local_endpoint(sock: socket.socket, domain: int) -> Endpoint:
+    """getsockname(2) of a captured socket, whose object does not know its family."""
+    with socket.socket(domain, socket.SOCK_STREAM, 0, fileno=os.dup(sock.fileno())) as typed:
+        return sockaddr.from_python(typed.getsockname())
+
+
+def make_alike(
+    old: socket.socket, domain: int, workload: Workload, *, in_workload: bool, listener: bool
+) -> tuple[socket.socket, str]:
+    """A socket with the options of `old`, in the workload's namespace or in the host's.
+
+    Gives the socket, owned by the caller, and the name of an option that was refused.
+    """
+    new = workload.make_socket(domain) if in_workload else _host_socket(domain)
+    try:
+        fresh = workload.fresh_options(domain)
+        values = read_options(old, domain)
+        changed = {key: value for key, value in values.items() if fresh.get(key) != value}
+        refused = apply_options(new, changed, listener=listener)
+        copy_file_state(old.fileno(), new.fileno())
+        if not in_workload:
+            os.fchown(new.fileno(), workload.uid, -1)
+    except OSError:
+        new.close()
+        raise
+    return new, refused
+
+
+def _host_socket(domain: int) -> socket.socket:
+    # Traps itself lives in the host's namespace.
+    return socket.socket(domain, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+
+
+def swap(call: PendingCall, fd: int, old: socket.socket, new: socket.socket) -> None:
+    """Put `new` behind the target's fd in place of `old`; takes (closes) `old`, borrows `new`.
+
+    The other copies of the old socket are looked for by a weak reference: it is registered in an
+    epoll set and our own copy closed; after the swap an unconnected TCP socket that still lives
+    reports EPOLLHUP. Other numbers of the same table are swapped too; a copy in another process
+    makes the swap be undone: OtherCopyAlive.
+    """
+    cloexec = is_close_on_exec(call.tid, fd)
+    watch = Epoll(max_events=1)
+    try:
+        watch.add(old.fileno(), EPOLLIN, 1)
+        inode = os.fstat(old.fileno()).st_ino
+        old.close()
+        call.replace(new.fileno(), fd, cloexec=cloexec)
+        if not watch.wait(0):
+            return
+        others = find_fds(call.tid, inode)
+        for other in others:
+            call.replace(new.fileno(), other, cloexec=is_close_on_exec(call.tid, other))
+        if not watch.wait(0):
+            return
+    finally:
+        watch.close()
+    _swap_back(call, [fd, *others], inode)
+    raise OtherCopyAlive
+
+
+def _swap_back(call: PendingCall, fds: list[int], inode: int) -> None:
+    # The copy is in another process that shares the container: a fork between socket and connect.
+    for pid in _processes_of(call):
+        for number in find_fds(pid, inode):
+            try:
+                with capture(pid, number) as old:
+                    if os.fstat(old.fileno()).st_ino != inode:
+                        continue
+                    for fd in fds:
+                        call.replace(old.fileno(), fd, cloexec=is_close_on_exec(call.tid, fd))
+                    return
+            except OSError:
+                continue
+    log.warning("thread %d: the other copy of a replaced socket was not found", call.tid)
+
+
+def _processes_of(call: PendingCall) -> list[int]:
+    """Processes in the workload's network namespace, the caller's own left out."""
+    wanted = os.fstat(call.workload.namespace_fd()).st_ino
+    found = []
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            try:
+                if os.stat(f"/proc/{name}/ns/net").st_ino == wanted:
+                    found.append(int(name))
+            except OSError:
+                continue
+    return found
+
+
+def find_fds(tid: int, inode: int) -> list[int]:
+    """Numbers in the thread's fd table behind which the socket with that inode is."""
+    wanted = f"socket:[{inode}]"
+    found = []
+    try:
+        names = os.listdir(f"/proc/{tid}/fd")
+    except OSError:
+        return []
+    for name in names:
+        try:
+            if os.readlink(f"/proc/{tid}/fd/{name}") == wanted:
+                found.append(int(name))
+        except OSError:
+            continue
+    return found
+
+
+def write_name(
+    call: PendingCall, address: int, length: int, endpoint: Endpoint, domain: int
+) -> None:
+    """Write a socket address as the kernel does for getsockname(2) and accept(2).
+
+    The program's length is read, at most that much of the address written, and the true length
+    written back. OSError EFAULT or EINVAL, as the kernel would answer.
+    """
+    raw = sockaddr.encode(endpoint, domain)
+    room = int.from_bytes(process_vm_readv(call.tid, length, 4), "little", signed=True)
+    call.ensure_valid()
+    if room < 0:
+        raise SyscallError("write_name", errno.EINVAL)
+    if room:
+        process_vm_writev(call.tid, address, raw[:room])
+    process_vm_writev(call.tid, length, len(raw).to_bytes(4, "little"))

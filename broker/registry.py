@@ -1,0 +1,187 @@
+"""Workloads, containers and listeners as control knows them: identity, addresses, who is where.
+
+The keeper holds the durable copy of each (WorkloadState, ContainerState); this is the index over
+it. A workload lives from its first container to its last.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from slim.broker.decisions import Direction, Identity
+from slim.broker.endpoints import (
+    Address,
+    Endpoint,
+    Network,
+    contains_any,
+    from_packed16,
+    packed16,
+)
+from slim.broker.errors import ControlError
+from slim.broker.kernel.addresses import pick_source, read_addresses
+from slim.broker.local.messages import ContainerState, ListenerUp, WorkloadState
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from slim.broker.config import OverlayConfig
+    from slim.broker.plugin_manager import Plugins
+
+MAX_CONTAINERS = 4096
+MAX_INDEX = 1 << 20
+
+
+@dataclass(slots=True, eq=False)
+class Workload:
+    """One workload; owns the fd of its namespace."""
+
+    state: WorkloadState
+    netns_fd: int
+    containers: dict[str, ContainerState] = field(default_factory=dict)
+    listeners: dict[int, ListenerUp] = field(default_factory=dict)
+    sources: dict[Address, Address] = field(default_factory=dict)
+    """Destination -> source address that the routing table picks; asked once each."""
+
+    @property
+    def identity(self) -> Identity:
+        return Identity(self.state.name, self.state.namespace, self.state.labels)
+
+    @property
+    def addresses(self) -> list[Address]:
+        return [from_packed16(packed) for packed in self.state.addresses]
+
+    def source_for(self, destination: Address) -> Address | None:
+        """The overlay address that connections to the destination come from."""
+        source = self.sources.get(destination)
+        if source is None:
+            source = pick_source(self.netns_fd, destination)
+            if source is not None and len(self.sources) < 4096:
+                self.sources[destination] = source
+        return source
+
+    def listener_for(self, address: Address, port: int) -> ListenerUp | None:
+        for listener in self.listeners.values():
+            if listener.port != port:
+                continue
+            own = from_packed16(listener.address)
+            if own == address or (
+                own.is_unspecified and (own.version == address.version or listener.dual_stack)
+            ):
+                return listener
+        return None
+
+
+def host_endpoint(listener: ListenerUp) -> Endpoint:
+    """Where host connections to the listener go."""
+    return Endpoint(from_packed16(listener.host_address), listener.host_port)
+
+
+@dataclass(slots=True)
+class Registry:
+    """All workloads of this host."""
+
+    overlays: tuple[OverlayConfig, ...]
+    plugins: Plugins
+    workloads: dict[int, Workload] = field(default_factory=dict)
+
+    def __iter__(self) -> Iterator[Workload]:
+        return iter([*self.workloads.values()])
+
+    def by_address(self, address: Address) -> Workload | None:
+        packed = packed16(address)
+        for workload in self.workloads.values():
+            if packed in workload.state.addresses:
+                return workload
+        return None
+
+    def by_container(self, container: str) -> Workload | None:
+        for workload in self.workloads.values():
+            if container in workload.containers:
+                return workload
+        return None
+
+    def overlay_of(self, name: str) -> OverlayConfig | None:
+        return next((overlay for overlay in self.overlays if overlay.name == name), None)
+
+    def describe_namespace(
+        self,
+        cookie: int,
+        netns_fd: int,
+        *,
+        name: str | None,
+        namespace: str,
+        labels: dict[str, str],
+        overlay: str | None,
+        fail_mode: str,
+        prepared: str | None,
+    ) -> WorkloadState:
+        """What a namespace is, for its first container; ControlError when it cannot be brokered."""
+        addresses = read_addresses(netns_fd)
+        chosen = self._choose_overlay(addresses, overlay)
+        own = [address for address in addresses if contains_any(chosen.networks, address)]
+        identity = Identity(name or f"netns-{cookie}", namespace, labels)
+        return WorkloadState(
+            cookie=cookie,
+            name=identity.workload,
+            namespace=namespace,
+            labels=labels,
+            overlay=chosen.name,
+            networks=[_pack_network(network) for network in chosen.networks],
+            addresses=[packed16(address) for address in own],
+            index=self._free_index(),
+            isolated_ingress=self.plugins.isolates(identity, Direction.INGRESS),
+            isolated_egress=chosen.unverified == "deny"
+            or self.plugins.isolates(identity, Direction.EGRESS),
+            fail_mode="closed" if fail_mode == "closed" else "open",
+            prepared=prepared,
+        )
+
+    def check_same(
+        self, known: WorkloadState, name: str | None, namespace: str, labels: dict[str, str]
+    ) -> None:
+        """A further container of a workload must not contradict the first: labels are identity."""
+        if (name or known.name, namespace, labels or known.labels) != (
+            known.name,
+            known.namespace,
+            known.labels,
+        ):
+            raise ControlError(
+                f"the namespace already is workload {known.name!r} (namespace "
+                f"{known.namespace!r}, labels {known.labels}), not {name!r} ({labels})",
+                hint="give the same --workload, --namespace and --label, or another --netns",
+            )
+
+    def _choose_overlay(self, addresses: list[Address], name: str | None) -> OverlayConfig:
+        for overlay in self.overlays:
+            if name in (None, overlay.name) and any(
+                contains_any(overlay.networks, address) for address in addresses
+            ):
+                return overlay
+        names = ", ".join(overlay.name for overlay in self.overlays) or "none is configured"
+        has = ", ".join(str(address) for address in addresses) or "none"
+        raise ControlError(
+            f"the namespace has no address on overlay {name}"
+            if name
+            else f"the namespace has no address on any overlay ({names}); it has: {has}",
+            hint="attach it (slimctl overlay attach), or name the overlay's networks in the config",
+        )
+
+    def _free_index(self) -> int:
+        taken = {workload.state.index for workload in self.workloads.values()}
+        return next(index for index in range(MAX_INDEX) if index not in taken)
+
+    def add(self, state: WorkloadState, netns_fd: int) -> Workload:
+        """Takes the fd."""
+        workload = Workload(state, netns_fd)
+        self.workloads[state.cookie] = workload
+        return workload
+
+    def remove(self, workload: Workload) -> None:
+        del self.workloads[workload.state.cookie]
+        os.close(workload.netns_fd)
+
+
+def _pack_network(network: Network) -> tuple[bytes, int]:
+    return packed16(network.network_address), network.prefixlen

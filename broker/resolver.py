@@ -1,0 +1,232 @@
+"""Resolving: from a LookUp of traps to a flow. The order is the order of design, connect 2 to 4.
+
+    egress policy -> who owns the address -> Resolve at its slimd -> is the host path good -> answer
+
+The answer for a destination on this host takes the same way, without the wire.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeAlias
+
+from slim.broker.decisions import Direction, FlowRequest
+from slim.broker.endpoints import Address, Endpoint, from_packed16, packed16
+from slim.broker.errors import ControlError
+from slim.broker.local import messages
+from slim.broker.peers import messages as peer_messages
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from slim.broker.decisions import Verdict
+    from slim.broker.discovery import DiscoveryBackend, Located
+    from slim.broker.inbound import Inbound
+    from slim.broker.paths import HostPaths
+    from slim.broker.peers.channel import PeerLinks
+    from slim.broker.plugin_manager import Plugins
+    from slim.broker.registry import Registry, Workload
+
+log = logging.getLogger(__name__)
+
+UNKNOWN_LIFETIME_MS = 2_000
+"""How long a question that found no answer is not asked again."""
+DENIED_LIFETIME_MS = 10_000
+NOT_BROKERED_LIFETIME_MS = 10_000
+MAX_LOCATED = 65_536
+
+FlowAnswer: TypeAlias = messages.FlowFast | messages.FlowOverlay | messages.FlowDenied
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A LookUp, with everything looked up that is local."""
+
+    token: int
+    workload: Workload
+    source: Address
+    destination: Endpoint
+    verdict: Verdict
+
+
+class Resolver:
+    """Answers traps. Owns nothing but caches."""
+
+    def __init__(
+        self,
+        registry: Registry,
+        plugins: Plugins,
+        inbound: Inbound,
+        paths: HostPaths,
+        links: PeerLinks | None,
+        *,
+        host: str,
+        deny_errno: int,
+    ) -> None:
+        self._registry = registry
+        self._plugins = plugins
+        self._inbound = inbound
+        self._paths = paths
+        self._links = links
+        self._host = host
+        self._deny_errno = deny_errno
+        self._located: dict[tuple[int, Address], tuple[Located, float]] = {}
+        self.backends: list[DiscoveryBackend] = []
+        """In the configured order; first hit wins."""
+        self.counters: Counter[str] = Counter()
+
+    async def look_up(self, asked: messages.LookUp) -> FlowAnswer:
+        """The answer for traps; never raises."""
+        workload = self._registry.workloads.get(asked.workload)
+        destination = Endpoint(from_packed16(asked.destination), asked.port)
+        if workload is None:
+            return messages.FlowDenied(
+                asked.token, self._deny_errno, UNKNOWN_LIFETIME_MS, "unknown workload"
+            )
+        source = (
+            from_packed16(asked.source)
+            if asked.source is not None
+            else workload.source_for(destination.address)
+        )
+        if source is None or packed16(source) not in workload.state.addresses:
+            # No route, or an address the kernel will refuse: its errno is the right one.
+            return messages.FlowOverlay(asked.token, "no-source", UNKNOWN_LIFETIME_MS, "")
+        verdict = self._plugins.decide(self._egress(workload, source, destination))
+        if not verdict.allow:
+            return self._denied(asked.token, verdict.rule)
+        question = Question(asked.token, workload, source, destination, verdict)
+        if asked.retry:
+            self._located.pop((workload.state.cookie, destination.address), None)
+        return await self._resolve(question)
+
+    def forget(self, address: Address) -> None:
+        """What was found out about the address is no longer so."""
+        for key in [key for key in self._located if key[1] == address]:
+            del self._located[key]
+
+    def _egress(self, workload: Workload, source: Address, to: Endpoint) -> FlowRequest:
+        local = self._registry.by_address(to.address)
+        return FlowRequest(
+            direction=Direction.EGRESS,
+            source=workload.identity,
+            source_address=source,
+            destination=local.identity if local is not None else None,
+            destination_address=to.address,
+            port=to.port,
+        )
+
+    async def _resolve(self, question: Question) -> FlowAnswer:
+        if self._registry.by_address(question.destination.address) is not None:
+            answer = await self._inbound.answer(
+                self._host, self._resolve_message(question)(question.token)
+            )
+            return await self._flow(question, self._host, answer)
+        located = await self._locate(question)
+        if located is None:
+            return self._unknown(question, "no-discovery")
+        if located.control is None:
+            return messages.FlowOverlay(
+                question.token, "not-brokered", NOT_BROKERED_LIFETIME_MS, question.verdict.rule
+            )
+        if self._links is None:
+            return self._unknown(question, "no-control-channel")
+        try:
+            peer, answer = await self._links.ask(
+                located.host, located.control, self._resolve_message(question)
+            )
+        except (ControlError, OSError, TimeoutError) as error:
+            self.counters["peer_unreachable"] += 1
+            log.info("asking %s about %s: %s", located.control, question.destination, error)
+            return self._unknown(question, "peer-unreachable")
+        return await self._flow(question, peer, answer)
+
+    def _resolve_message(self, question: Question) -> Callable[[int], peer_messages.Resolve]:
+        identity = question.workload.identity
+
+        def make(token: int) -> peer_messages.Resolve:
+            return peer_messages.Resolve(
+                token=token,
+                workload=identity.workload,
+                namespace=identity.namespace,
+                labels=dict(identity.labels),
+                source=packed16(question.source),
+                destination=packed16(question.destination.address),
+                port=question.destination.port,
+            )
+
+        return make
+
+    async def _locate(self, question: Question) -> Located | None:
+        """Ask the discovery backends; a find is kept for its lifetime."""
+        cookie = question.workload.state.cookie
+        key = (cookie, question.destination.address)
+        known = self._located.get(key)
+        if known is not None and known[1] > time.monotonic():
+            return known[0]
+        for backend in self.backends:
+            located = await backend.locate(cookie, question.destination.address)
+            if located is not None:
+                if len(self._located) >= MAX_LOCATED:
+                    self._located.clear()
+                self._located[key] = (located, time.monotonic() + located.lifetime_s)
+                return located
+        return None
+
+    async def _flow(
+        self, question: Question, peer: str, answer: peer_messages.ResolveAnswer
+    ) -> FlowAnswer:
+        token, rule = question.token, question.verdict.rule
+        match answer:
+            case peer_messages.ResolvedDenied():
+                return self._denied(token, answer.rule)
+            case peer_messages.ResolvedUnknown():
+                self.forget(question.destination.address)
+                return self._unknown(question, "owner-unknown")
+            case peer_messages.ResolvedOverlay():
+                if answer.isolated:
+                    # The overlay is no way round a policy: a plain peer is refused there.
+                    return self._denied(token, "isolated destination without a host listener")
+                return messages.FlowOverlay(token, answer.reason, answer.lifetime_ms, rule)
+            case peer_messages.ResolvedFast():
+                return await self._fast(question, peer, answer)
+
+    async def _fast(
+        self, question: Question, peer: str, answer: peer_messages.ResolvedFast
+    ) -> FlowAnswer:
+        endpoint = Endpoint(from_packed16(answer.host_address), answer.host_port)
+        lawful = not answer.isolated and not question.workload.state.isolated_egress
+        if not await self._paths.is_good(endpoint):
+            if not lawful:
+                return self._denied(question.token, f"host path to {endpoint} failed")
+            return messages.FlowOverlay(
+                question.token, "host-path-failed", UNKNOWN_LIFETIME_MS, question.verdict.rule
+            )
+        return messages.FlowFast(
+            token=question.token,
+            source=packed16(question.source),
+            host_address=answer.host_address,
+            host_port=answer.host_port,
+            flow=answer.flow,
+            peer=peer,
+            lifetime_ms=answer.lifetime_ms,
+            fallback_lawful=lawful,
+            rule=answer.rule or question.verdict.rule,
+        )
+
+    def _unknown(self, question: Question, reason: str) -> FlowAnswer:
+        """Nobody could say: the overlay, unless policy isolates the source."""
+        if question.workload.state.isolated_egress:
+            return messages.FlowDenied(
+                question.token, self._deny_errno, UNKNOWN_LIFETIME_MS, f"verdict unknown: {reason}"
+            )
+        return messages.FlowOverlay(
+            question.token, reason, UNKNOWN_LIFETIME_MS, question.verdict.rule
+        )
+
+    def _denied(self, token: int, rule: str) -> FlowAnswer:
+        self.counters["denied"] += 1
+        return messages.FlowDenied(token, self._deny_errno, DENIED_LIFETIME_MS, rule)
+

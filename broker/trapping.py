@@ -1,0 +1,283 @@
+"""One trapped call from notification to reply: decode, observe, decide, perform.
+
+The only place that turns an unexpected error into an answer, and it fails closed: the overlay if
+the socket is still the program's own and the overlay obeys policy there, an errno otherwise.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import time
+from typing import TYPE_CHECKING
+
+from slim.broker import actions, calls
+from slim.broker.accepting import Acceptor
+from slim.broker.connecting import Connector
+from slim.broker.errors import TargetGone
+from slim.broker.flows import Flow, FlowKey
+from slim.broker.kernel import epoll
+from slim.broker.kernel.socket_options import read_cookie
+from slim.broker.listening import Listening
+from slim.broker.perform import capture, observe, write_name
+from slim.broker.pipeline import Observed, decide
+
+if TYPE_CHECKING:
+    import socket
+
+    from slim.broker.connections import ConnectionRecord
+    from slim.broker.context import TrapContext
+    from slim.broker.endpoints import Address
+    from slim.broker.listeners import ListenerRecord
+    from slim.broker.supervisor import PendingCall
+    from slim.broker.workloads import Workload
+
+log = logging.getLogger(__name__)
+
+
+class ContainerView:
+    """What decide() may look at, for the containers of one workload (pipeline.View)."""
+
+    def __init__(self, context: TrapContext, workload: Workload) -> None:
+        self._context = context
+        self._workload = workload
+        self.workload_cookie = workload.cookie
+
+    def is_overlay(self, address: Address) -> bool:
+        return self._workload.is_overlay(address)
+
+    def connection(self, cookie: int) -> ConnectionRecord | None:
+        return self._context.connections.get(cookie)
+
+    def listener(self, cookie: int) -> ListenerRecord | None:
+        return self._context.listeners.get(cookie)
+
+    def flow(self, key: FlowKey) -> Flow | None:
+        return self._context.flows.get(key, time.monotonic())
+
+    def deny_errno(self) -> int:
+        return self._context.settings.deny_errno
+
+
+class Trapping:
+    """Handles every notification of every container."""
+
+    def __init__(self, context: TrapContext) -> None:
+        self._context = context
+        self.acceptor = Acceptor(context)
+        self.connector = Connector(context)
+        self.listening = Listening(context, self.acceptor)
+
+    def handle(self, call: PendingCall) -> None:
+        """Answer a notification, now or later. TargetGone if the thread has left."""
+        try:
+            asked = calls.decode(call.notification)
+        except OSError as error:
+            self._context.counters["unreadable"] += 1
+            if error.errno == errno.EPERM:
+                # No ptrace rights over this process: it runs unaccelerated.
+                call.proceed()
+            else:
+                call.fail(errno.EFAULT)
+            return
+        if asked is None:
+            call.proceed()
+            return
+        self._carry_out(call, asked, None)
+
+    def _carry_out(self, call: PendingCall, asked: calls.SocketCall, answered: Flow | None) -> None:
+        if isinstance(asked, calls.CreateEpoll):
+            self._perform_epoll(call, decide(asked, None, call.container.view))
+            return
+        try:
+            sock = capture(call.tid, asked.fd)
+        except OSError:
+            # EBADF, or no right to look: the kernel has the right answer.
+            call.proceed()
+            return
+        try:
+            self._observe_and_perform(call, asked, sock, answered)
+        except OSError as error:
+            self._after_error(call, asked, error)
+        finally:
+            sock.close()
+
+    def _observe_and_perform(
+        self,
+        call: PendingCall,
+        asked: calls.SocketCall,
+        sock: socket.socket,
+        answered: Flow | None,
+    ) -> None:
+        try:
+            observed = observe(sock, asked, self._context.host_netns)
+        except OSError as error:
+            if error.errno in (errno.ENOTSOCK, errno.EOPNOTSUPP, errno.ENOPROTOOPT):
+                call.proceed()
+                return
+            raise
+        call.ensure_valid()
+        action = decide(asked, observed, call.container.view, answered)
+        self._perform(call, asked, observed, sock, action)
+
+    def _perform(
+        self,
+        call: PendingCall,
+        asked: calls.SocketCall,
+        observed: Observed,
+        sock: socket.socket,
+        action: actions.Action,
+    ) -> None:
+        match action, asked:
+            case actions.Proceed(), _:
+                self._proceed(call, sock, action)
+            case actions.Return(), _:
+                call.fail(action.errno)
+            case actions.TellName(), calls.GetName():
+                self._tell_name(call, asked, observed, action)
+            case actions.TakeConnection(), calls.Accept():
+                self.acceptor.accept(
+                    call, asked, action.listener, sock, nonblocking=observed.facts.nonblocking
+                )
+            case actions.ConnectHost(), calls.Connect():
+                self.connector.connect_host(call, asked, observed, sock, action)
+            case actions.AskControl(), calls.Connect():
+                self._ask(call, asked, sock, action)
+            case actions.Refuse(), _:
+                self._refuse(call, sock, action)
+            case actions.ConnectAgain(), calls.Connect():
+                if not self.connector.connect_again(call, asked, observed, sock, action):
+                    self._reconnect(call, asked, observed, sock)
+            case actions.Disconnect(), calls.Connect():
+                if action.then_proceed:
+                    self._reconnect(call, asked, observed, sock)
+                else:
+                    self._restore(call, asked, observed, sock)
+                    call.fail(0)
+            case actions.ListenHost(), calls.Listen():
+                self.listening.listen_host(call, asked, observed, sock)
+            case actions.ListenAgain(), _:
+                self.listening.listen_again(call, sock, action.backlog)
+            case actions.VacatePort(), _:
+                self.listening.vacate(call, action.port)
+            case _:
+                raise AssertionError(f"{action} does not answer {asked}")
+
+    # --- small actions ------------------------------------------------------------------------
+
+    def _proceed(self, call: PendingCall, sock: socket.socket, action: actions.Proceed) -> None:
+        if action.reason and action.destination is not None:
+            self._context.record(
+                call,
+                read_cookie(sock),
+                direction="out",
+                local=None,
+                peer=action.destination,
+                path="fallback",
+                reason=action.reason,
+                rule=action.rule,
+            )
+        call.proceed()
+
+    def _refuse(self, call: PendingCall, sock: socket.socket, action: actions.Refuse) -> None:
+        self._context.record(
+            call,
+            read_cookie(sock),
+            direction="out",
+            local=None,
+            peer=action.destination,
+            path="denied",
+            rule=action.rule,
+        )
+        call.fail(action.errno)
+
+    def _tell_name(
+        self,
+        call: PendingCall,
+        asked: calls.GetName,
+        observed: Observed,
+        action: actions.TellName,
+    ) -> None:
+        try:
+            write_name(call, asked.address, asked.length, action.endpoint, observed.facts.domain)
+        except OSError as error:
+            call.fail(error.errno or errno.EFAULT)
+            return
+        call.fail(0)
+
+    def _ask(
+        self,
+        call: PendingCall,
+        asked: calls.Connect,
+        sock: socket.socket,
+        action: actions.AskControl,
+    ) -> None:
+        # Nothing of the target's is held while the question is on its way.
+        sock.close()
+        self._context.control.ask(
+            action.key,
+            call.tid,
+            lambda flow: self._resume(call, asked, flow),
+            retry=action.retry,
+        )
+
+    def _resume(self, call: PendingCall, asked: calls.Connect, flow: Flow) -> None:
+        try:
+            if call.is_valid():
+                self._carry_out(call, asked, flow)
+        except TargetGone:
+            self._context.counters["interrupted"] += 1
+
+    def _reconnect(
+        self, call: PendingCall, asked: calls.Connect, observed: Observed, sock: socket.socket
+    ) -> None:
+        """A host socket that failed, and is tried again: from a fresh overlay socket on."""
+        self._restore(call, asked, observed, sock)
+        self._carry_out(call, asked, None)
+
+    def _restore(
+        self, call: PendingCall, asked: calls.Connect, observed: Observed, sock: socket.socket
+    ) -> None:
+        self.connector.restore_overlay(call, asked.fd, sock, observed.facts.domain, None, 0)
+
+    def _perform_epoll(self, call: PendingCall, action: actions.Action) -> None:
+        match action:
+            case actions.MakeEpoll():
+                fd = epoll.create(action.flags)
+                try:
+                    number = call.finish_with_fd(fd, cloexec=bool(action.flags & os.O_CLOEXEC))
+                except OSError as error:
+                    call.fail(error.errno or errno.EMFILE)
+                    return
+                finally:
+                    os.close(fd)
+                call.container.epoll_numbers.add(number)
+            case actions.Return():
+                call.fail(action.errno)
+            case _:
+                raise AssertionError(f"{action} does not answer epoll_create")
+
+    # --- errors -------------------------------------------------------------------------------
+
+    def _after_error(self, call: PendingCall, asked: calls.SocketCall, error: OSError) -> None:
+        """Something failed that should not: which socket is behind the fd now?"""
+        self._context.counters["errors"] += 1
+        log.warning("thread %d: %s not brokered: %s", call.tid, type(asked).__name__, error)
+        if not call.is_valid():
+            raise TargetGone
+        code = error.errno or errno.EIO
+        if isinstance(asked, calls.CreateEpoll):
+            call.fail(code)
+            return
+        try:
+            with capture(call.tid, asked.fd) as sock:
+                is_ours = observe(sock, asked, self._context.host_netns).is_ours
+        except OSError:
+            is_ours = True
+        if is_ours:
+            call.fail(code)
+        elif isinstance(asked, calls.Connect) and call.workload.state.isolated_egress:
+            call.fail(self._context.settings.deny_errno)
+        else:
+            call.proceed()

@@ -1,0 +1,279 @@
+"""slimd's trap process: answers notifications, and computes nothing at length.
+
+Started by the keeper (`python -m slim.broker.traps --run-dir DIR`), which gives it everything a
+predecessor left: settings, workloads, listener fds, memfds. Runs no plugin and no TLS: one busy
+thread beside it would cost every trapped call a turn of the interpreter lock.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import importlib
+import logging
+import os
+import signal
+import socket
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from slim.broker import log as logs
+from slim.broker.admission import keyring
+from slim.broker.admission.keyring import InboundFlow, KeyRing, boottime
+from slim.broker.admission.replay import ReplayWindows
+from slim.broker.connections import SLOT_BYTES, SLOTS, ConnectionTable
+from slim.broker.context import TrapContext, own_netns_cookie
+from slim.broker.endpoints import PortRange, from_packed16
+from slim.broker.flows import FlowTable
+from slim.broker.listeners import HostPorts, ListenerTable
+from slim.broker.local import messages
+from slim.broker.loop import Loop
+from slim.broker.slots import SlotStore
+from slim.broker.supervisor import Supervisor
+from slim.broker.trapping import ContainerView, Trapping
+from slim.broker.traps_links import Control, Keeper, KeeperGone
+from slim.broker.workloads import Workload
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+log = logging.getLogger(__name__)
+
+REPLAY_WINDOWS = 1024
+ACCEPT_MARGIN_S = 60
+EXPIRE_EVERY_S = 10.0
+_CLAIMED = ("settings", "memory/", "workload/", "container/", "retained/")
+
+
+class Traps:
+    """The process: what is kept, what control says, and the containers."""
+
+    def __init__(self, run_dir: str, keeper: Keeper) -> None:
+        self._keeper = keeper
+        held = {name: (meta, fds) for name, meta, fds in keeper.fetch("")}
+        self._held = held
+        settings = msgspec.msgpack.decode(held["settings"][0], type=messages.TrapSettings)
+        self._control = Control(f"{run_dir}/traps.sock", self._on_control)
+        self._context = self._make_context(settings)
+        self._control.context = self._context
+        self._trapping = Trapping(self._context)
+        self._containers: dict[str, Supervisor] = {}
+        self._take_over()
+
+    def run(self) -> None:
+        loop = self._context.loop
+        loop.watch(self._keeper.fileno(), lambda _: self._on_keeper())
+        signal.signal(signal.SIGTERM, lambda *_: loop.stop())
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        self._control.start()
+        self._expire()
+        # What is alive now stays alive; a full collection in the middle of a trap takes longer
+        # than the trap.
+        gc.freeze()
+        loop.run()
+
+    # --- start --------------------------------------------------------------------------------
+
+    def _make_context(self, settings: messages.TrapSettings) -> TrapContext:
+        ports = PortRange(*settings.host_ports)
+        lifetime = settings.flow_lifetime_s
+        connections = self._memory("connections", SLOT_BYTES, SLOTS)
+        admission = self._memory("admission", keyring.SLOT_BYTES, keyring.SLOTS)
+        backend = importlib.import_module(settings.encryption)
+        ring = KeyRing(
+            admission, self._replay_windows(lifetime + ACCEPT_MARGIN_S), backend.seal, backend.open
+        )
+        ring.set_own_addresses(settings.host_addresses)
+        return TrapContext(
+            loop=Loop(),
+            settings=settings,
+            flows=FlowTable(),
+            connections=ConnectionTable(connections),
+            listeners=ListenerTable(connections),
+            host_ports=HostPorts(ports, connections, quarantine_s=2 * lifetime),
+            keyring=ring,
+            control=self._control,
+            keeper=self._keeper,
+            host_netns=own_netns_cookie(),
+        )
+
+    def _memory(self, name: str, slot_bytes: int, slots: int) -> SlotStore:
+        held = self._held.pop(f"memory/{name}", None)
+        if held is not None:
+            return SlotStore(held[1][0], writable=True)
+        store = SlotStore.create(f"slim-{name}", slot_bytes=slot_bytes, slots=slots)
+        self._keeper.store(f"memory/{name}", b"", (store.fileno(),))
+        return store
+
+    def _replay_windows(self, lifetime_s: float) -> ReplayWindows:
+        held = self._held.pop("memory/replay", None)
+        if held is not None:
+            return ReplayWindows(held[1][0], lifetime_s=lifetime_s)
+        windows = ReplayWindows.create(windows=REPLAY_WINDOWS, lifetime_s=lifetime_s)
+        self._keeper.store("memory/replay", b"", (windows.fileno(),))
+        return windows
+
+    def _take_over(self) -> None:
+        """Attach everything the predecessor had."""
+        for name, (meta, fds) in [*self._held.items()]:
+            if name.startswith("workload/"):
+                state = msgspec.msgpack.decode(meta, type=messages.WorkloadState)
+                self._context.workloads[state.cookie] = Workload(state, fds[0])
+                del self._held[name]
+        for listener in self._context.listeners:
+            held = self._held.pop(f"retained/{listener.cookie}", None)
+            retained = None
+            if held is not None:
+                retained = socket.socket(
+                    listener.family, socket.SOCK_STREAM, socket.IPPROTO_TCP, fileno=held[1][0]
+                )
+            self._trapping.acceptor.add_listener(listener, retained)
+        self._trapping.listening.check_all()
+        for name, (meta, fds) in [*self._held.items()]:
+            if name.startswith("container/"):
+                container = msgspec.msgpack.decode(meta, type=messages.ContainerState)
+                self._attach_container(container, fds[0])
+                del self._held[name]
+            elif name.startswith("retained/"):
+                # Its listener is gone: it ended while no traps looked.
+                self._keeper.drop(name)
+        for _, fds in self._held.values():
+            for fd in fds:
+                os.close(fd)
+        self._held.clear()
+
+    # --- containers ---------------------------------------------------------------------------
+
+    def _attach_container(self, state: messages.ContainerState, listener: int) -> str:
+        """Supervise a listener, which is taken; gives the reason why not."""
+        workload = self._context.workloads.get(state.workload)
+        if workload is None or state.container in self._containers:
+            os.close(listener)
+            return "the container is attached already" if workload else "unknown workload"
+        supervisor = Supervisor(
+            state,
+            listener,
+            workload,
+            self._context.loop,
+            self._trapping.handle,
+            self._on_container_end,
+        )
+        supervisor.view = ContainerView(self._context, workload)
+        self._containers[state.container] = supervisor
+        return ""
+
+    def _on_container_end(self, supervisor: Supervisor) -> None:
+        supervisor.close()
+        del self._containers[supervisor.state.container]
+        self._keeper.drop(f"container/{supervisor.state.container}")
+        self._control.send(messages.ContainerGone(supervisor.state.container))
+
+    def _attach_workload(self, state: messages.WorkloadState, netns_fd: int) -> None:
+        workload = self._context.workloads.get(state.cookie)
+        if workload is None:
+            self._context.workloads[state.cookie] = Workload(state, netns_fd)
+        else:
+            os.close(netns_fd)
+            workload.update(state)
+            self._context.flows.drop_workload(state.cookie)
+
+    def _detach_workload(self, cookie: int) -> None:
+        workload = self._context.workloads.pop(cookie, None)
+        if workload is not None:
+            self._context.flows.drop_workload(cookie)
+            self._context.connections.forget_workload(cookie)
+            workload.close()
+
+    # --- messages -----------------------------------------------------------------------------
+
+    def _on_keeper(self) -> None:
+        try:
+            self._keeper.receive()
+        except KeeperGone:
+            log.info("the keeper is gone; traps ends")
+            self._context.loop.stop()
+
+    def _on_control(self, message: messages.ToTraps, fds: list[int]) -> None:
+        context = self._context
+        match message:
+            case messages.FlowFast() | messages.FlowOverlay() | messages.FlowDenied():
+                self._control.on_flow(message)
+            case messages.AddInboundFlow():
+                self._add_inbound(message)
+            case messages.AttachContainer():
+                error = self._attach_container(message.state, fds.pop()) if fds else "no listener"
+                self._control.send(messages.Done(message.token, error))
+            case messages.AttachWorkload():
+                if fds:
+                    self._attach_workload(message.state, fds.pop())
+                error = "" if message.state.cookie in context.workloads else "no namespace"
+                self._control.send(messages.Done(message.token, error))
+            case messages.DetachWorkload():
+                self._detach_workload(message.cookie)
+            case messages.DropFlows():
+                if message.destination:
+                    address = from_packed16(message.destination)
+                    context.flows.drop_destination(address, message.port)
+                else:
+                    context.flows.drop_all()
+            case messages.DropInbound():
+                for flow in message.flows:
+                    context.keyring.drop_flow(flow)
+            case messages.ForgetConnections():
+                for cookie in message.cookies:
+                    context.connections.forget(cookie)
+                    self._trapping.connector.forget(cookie)
+            case messages.SealingKey():
+                context.keyring.add_sealing_key(
+                    message.peer, message.key_id, message.key, message.accept_ms / 1000
+                )
+            case messages.OpeningKey():
+                context.keyring.add_opening_key(
+                    message.peer,
+                    message.key_id,
+                    message.key,
+                    message.accept_ms / 1000,
+                    message.addresses,
+                )
+                self._control.send(messages.Done(message.token))
+            case messages.Settings():
+                context.settings = message.settings
+                context.keyring.set_own_addresses(message.settings.host_addresses)
+        for fd in fds:
+            os.close(fd)
+
+    def _add_inbound(self, message: messages.AddInboundFlow) -> None:
+        self._context.keyring.add_flow(
+            InboundFlow(
+                flow=message.flow,
+                peer=message.peer,
+                workload=message.workload,
+                port=message.port,
+                destination=message.destination,
+                source=message.source,
+                source_workload=message.source_workload,
+                rule=message.rule,
+                expires=boottime() + message.lifetime_ms / 1000,
+            )
+        )
+        self._control.send(messages.Done(message.token))
+
+    def _expire(self) -> None:
+        self._context.keyring.expire()
+        self._context.loop.call_later(EXPIRE_EVERY_S, self._expire)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point of the process; everything it needs comes from the keeper."""
+    parser = argparse.ArgumentParser(prog="slimd-traps")
+    parser.add_argument("--run-dir", required=True)
+    parser.add_argument("--log-level", default="info")
+    parser.add_argument("--log-format", default="auto")
+    options = parser.parse_args(arguments)
+    logs.configure(options.log_level, options.log_format)
+    Traps(options.run_dir, Keeper(f"{options.run_dir}/keeper.sock")).run()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,161 @@
+"""What the portable filter says to a system call, by running it in support.bpf."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+
+import pyseccomp
+import pytest
+
+from slim.broker import calls
+from slim.broker.kernel import seccomp_filter
+from slim.broker.kernel.seccomp_filter import MSG_FASTOPEN, build_filter
+from support.bpf import verdict
+
+NOTIFY = pyseccomp.NOTIFY
+ALLOW = pyseccomp.ALLOW
+ENOSYS = pyseccomp.ERRNO(errno.ENOSYS)
+NATIVE = pyseccomp.system_arch()
+BIT_32 = 1 << 32
+
+only_x86_64 = pytest.mark.skipif(os.uname().machine != "x86_64", reason="numbers of x86_64")
+
+
+@pytest.fixture(scope="module")
+def program() -> bytes:
+    return build_filter("portable")
+
+
+def native(program: bytes, name: str, *args: int) -> int:
+    number = pyseccomp.resolve_syscall(pyseccomp.Arch.NATIVE, name)
+    return verdict(program, arch=NATIVE, nr=number, args=args)
+
+
+@pytest.mark.parametrize("name", seccomp_filter.TRAPPED)
+def test_socket_calls_are_trapped_whatever_their_arguments(program: bytes, name: str) -> None:
+    if pyseccomp.resolve_syscall(pyseccomp.Arch.NATIVE, name) < 0:
+        pytest.skip(f"this architecture has no {name}")
+    assert native(program, name) == NOTIFY
+    assert native(program, name, 7, 2**64 - 1, BIT_32) == NOTIFY
+
+
+def test_what_is_trapped_is_what_traps_can_decode(program: bytes) -> None:
+    trapped = {*seccomp_filter.TRAPPED, *seccomp_filter.TRAPPED_WITH_FASTOPEN, "setsockopt"}
+    assert trapped == set(calls._BY_NAME)
+    for number in calls._DECODERS:
+        flags = (0, 1, MSG_FASTOPEN, MSG_FASTOPEN)
+        bind_to_device = (3, socket.SOL_SOCKET, 25)
+        said = {
+            verdict(program, arch=NATIVE, nr=number, args=args) for args in (flags, bind_to_device)
+        }
+        assert NOTIFY in said
+
+
+@pytest.mark.parametrize(("name", "argument"), seccomp_filter.TRAPPED_WITH_FASTOPEN.items())
+def test_sends_are_trapped_only_with_fastopen(program: bytes, name: str, argument: int) -> None:
+    def sent_with(flags: int) -> int:
+        args = [0] * 6
+        args[argument] = flags
+        return native(program, name, *args)
+
+    assert sent_with(0) == ALLOW
+    assert sent_with(0xFFFFFFFF & ~MSG_FASTOPEN) == ALLOW
+    assert sent_with(MSG_FASTOPEN) == NOTIFY
+    assert sent_with(MSG_FASTOPEN | socket.MSG_DONTWAIT | BIT_32) == NOTIFY
+    # The other arguments are pointers and lengths, where that bit means nothing.
+    others = [MSG_FASTOPEN] * 6
+    others[argument] = 0
+    assert native(program, name, *others) == ALLOW
+
+
+@pytest.mark.parametrize(("level", "option"), seccomp_filter.TRAPPED_OPTIONS)
+def test_dangerous_options_are_trapped_also_with_high_bits_set(
+    program: bytes, level: int, option: int
+) -> None:
+    assert native(program, "setsockopt", 3, level, option) == NOTIFY
+    assert native(program, "setsockopt", 3, level | BIT_32, option | 1 << 63) == NOTIFY
+
+
+def test_common_options_are_not_trapped(program: bytes) -> None:
+    common = {
+        (socket.SOL_SOCKET, socket.SO_REUSEADDR),
+        (socket.SOL_SOCKET, socket.SO_KEEPALIVE),
+        (socket.IPPROTO_TCP, socket.TCP_NODELAY),
+        (socket.IPPROTO_IPV6, socket.IPV6_V6ONLY),
+        (socket.IPPROTO_IP, socket.IP_TOS),
+        # The numbers of dangerous options at levels where they are others.
+        (socket.IPPROTO_TCP, 25),
+        (socket.SOL_SOCKET, 19),
+    }
+    assert {native(program, "setsockopt", 3, *option) for option in common} == {ALLOW}
+
+
+@pytest.mark.parametrize("name", ["io_uring_enter", "io_uring_register", "io_uring_setup"])
+def test_io_uring_is_absent(program: bytes, name: str) -> None:
+    assert native(program, name) == ENOSYS
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "close",
+        "dup",
+        "dup3",
+        "fcntl",
+        "clone",
+        "exit_group",
+        "read",
+        "write",
+        "writev",
+        "recvfrom",
+        "recvmsg",
+        "epoll_pwait",
+        "epoll_ctl",
+        "ppoll",
+        "socket",
+        "ioctl",
+        "seccomp",
+        "shutdown",
+    ],
+)
+def test_everything_else_is_left_alone(program: bytes, name: str) -> None:
+    assert native(program, name, MSG_FASTOPEN, 1, 25, MSG_FASTOPEN) == ALLOW
+
+
+@only_x86_64
+def test_i386_runs_untrapped_but_without_io_uring(program: bytes) -> None:
+    i386 = pyseccomp.Arch.X86
+    for name in ("connect", "bind", "listen", "accept4", "setsockopt", "sendto", "socketcall"):
+        number = pyseccomp.resolve_syscall(i386, name)
+        args = (3, 1, 25, MSG_FASTOPEN)
+        assert verdict(program, arch=i386, nr=number, args=args) == ALLOW, name
+    for name in seccomp_filter.REFUSED:
+        number = pyseccomp.resolve_syscall(i386, name)
+        assert verdict(program, arch=i386, nr=number) == ENOSYS, name
+
+
+@only_x86_64
+def test_x32_and_unknown_architectures_get_enosys(program: bytes) -> None:
+    x32_bit = 0x40000000
+    for number in (0, 42, 39, 425, 512):
+        assert verdict(program, arch=NATIVE, nr=x32_bit | number) == ENOSYS
+    assert verdict(program, arch=pyseccomp.Arch.AARCH64, nr=203) == ENOSYS
+
+
+@only_x86_64
+def test_a_call_that_a_tracer_skips_is_let_through(program: bytes) -> None:
+    assert verdict(program, arch=NATIVE, nr=0xFFFFFFFF) == ALLOW
+
+
+def test_sends_are_judged_within_few_instructions(program: bytes) -> None:
+    """They run the filter every time, and so come before the other calls."""
+    first = [int.from_bytes(program[at + 4 : at + 8], "little") for at in range(0, 20 * 8, 8)]
+    for name in seccomp_filter.TRAPPED_WITH_FASTOPEN:
+        assert pyseccomp.resolve_syscall(pyseccomp.Arch.NATIVE, name) in first
+
+
+def test_an_unknown_guard_is_refused() -> None:
+    with pytest.raises(ValueError, match="kernel"):
+        build_filter("kernel")  # type: ignore[arg-type]
