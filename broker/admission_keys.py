@@ -90,9 +90,7 @@ class AdmissionKeys:
                 ready.set()
             await asyncio.sleep(RENEW_S)
 
-    async def _install(
-        self, peer: str, addresses: list[bytes], key: peer_messages.Key
-    ) -> None:
+    async def _install(self, peer: str, addresses: list[bytes], key: peer_messages.Key) -> None:
         await self._traps.request(
             lambda token: messages.OpeningKey(
                 token, peer, key.key_id, key.key, key.accept_ms, addresses

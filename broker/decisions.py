@@ -1,48 +1,57 @@
-"""What policy thinks: identities, the question, the verdict, and how several verdicts combine."""
+"""What policy is asked about a flow, what it answers, and how several answers become one. Pure.
+
+Egress is decided at the source's slimd, mostly before it is known whose the destination is;
+ingress at the destination's, with both identities. A flow needs both.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
     from slim.broker.endpoints import Address
 
 
 class Direction(StrEnum):
+    """Which end of a flow is asked."""
+
     EGRESS = "egress"
-    """Decided by the slimd of the source, before the destination is known for sure."""
     INGRESS = "ingress"
-    """Decided by the slimd of the destination, with the source's authenticated identity."""
 
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """What policy knows a workload by."""
+    """A workload as policy knows it; `labels` were given by who started it."""
 
     workload: str
     namespace: str
     labels: Mapping[str, str]
 
 
+PLAIN_PEER = Identity("", "", {})
+"""The identity of an endpoint that nobody brokers: no name, no namespace, no labels."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FlowRequest:
-    """May `source` connect to `destination_address`:`port`?"""
+    """May `source` connect to `destination_address`:`port`? Addresses are overlay addresses."""
 
     direction: Direction
     source: Identity
     source_address: Address
     destination: Identity | None
-    """None at egress when the address is not on this host: its slimd decides by identity."""
+    """None: not known yet, which happens for egress only. PLAIN_PEER: nobody brokers it."""
     destination_address: Address
     port: int
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """Yes or no, and the rule that says so, for people."""
+    """One answer; `rule` says who gave it and why, as `plugin:rule`, in at most 80 characters."""
 
     allow: bool
     rule: str
@@ -52,10 +61,12 @@ DEFAULT_VERDICT = Verdict(allow=True, rule="default")
 
 
 def combine(verdicts: Iterable[Verdict], default: Verdict = DEFAULT_VERDICT) -> Verdict:
-    """Strictest wins: any deny is a deny, whatever the order.
+    """The strictest verdict wins; `default` when there is none.
 
-    The rule reported is the first of the deciding ones by name, so that it does not depend on
-    the order in which plugins were loaded. Without a verdict, `default`.
+    Independent of the order: among equally strict ones it is the first by the text of its rule.
     """
-    ordered = sorted(verdicts, key=lambda verdict: (verdict.allow, verdict.rule))
-    return ordered[0] if ordered else default
+    return min(verdicts, key=_strictness, default=default)
+
+
+def _strictness(verdict: Verdict) -> tuple[bool, str]:
+    return verdict.allow, verdict.rule

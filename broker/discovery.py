@@ -1,4 +1,7 @@
-"""Discovery: which slimd answers for an overlay address. The interface of the backends."""
+"""What discovery backends are, what they find, and what slimd lends them (see hookspecs).
+
+A backend says which slimd answers for an overlay address. It never says what policy allows.
+"""
 
 from __future__ import annotations
 
@@ -13,61 +16,99 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Located:
-    """What a backend found out about an address."""
+    """Who answers for an overlay address, and for how long that may be believed."""
 
     host: str | None
-    """Name that the slimd's certificate must bear; None: any certified one."""
+    """The name that the slimd at `control` must prove by its certificate; None: any trusted one."""
     control: Endpoint | None
-    """Where its control channel listens; None: nobody brokers that address."""
+    """Its control channel. None: nobody brokers that address, which may be remembered too."""
     lifetime_s: float
 
 
 class DiscoveryContext(Protocol):
-    """What slimd lends to a backend."""
+    """What slimd lends to discovery backends; all calls are made in control's event loop."""
 
-    host: str
-    control: Endpoint | None
-    """This host's own control endpoint, to announce; None: there is no control channel."""
-    rendezvous_port: int
-    certificate: bytes
-    """This host's certificate, DER."""
+    @property
+    def host(self) -> str:
+        """This host's name, as in its certificate."""
+        ...
 
-    def udp_socket(self, workload: int, local: Address | None, port: int) -> socket.socket:
-        """A non-blocking UDP socket in the workload's network namespace, bound; caller owns it.
+    @property
+    def control(self) -> Endpoint | None:
+        """Where other slimds reach this one; None: it has no control channel."""
+        ...
 
-        OSError as from bind(2), LookupError when the workload is gone.
+    @property
+    def certificate(self) -> bytes:
+        """This host's certificate, DER."""
+        ...
+
+    @property
+    def rendezvous_port(self) -> int:
+        """The reserved overlay port of `discovery.rendezvous_port`."""
+        ...
+
+    def udp_socket(self, workload: int, local: Address, port: int) -> socket.socket:
+        """A non-blocking UDP socket of the workload's network namespace, bound.
+
+        :param workload: the workload's SO_NETNS_COOKIE.
+        :param local: where it is bound; 0.0.0.0 or :: for any address, and always the family.
+        :param port: 0 for any.
+
+        The caller owns the socket. OSError as from socket(2) and bind(2), LookupError when the
+        workload is gone.
         """
         ...
 
     def sign(self, data: bytes) -> bytes:
-        """A signature of this host's key over `data`."""
+        """Sign with the key of `certificate`."""
         ...
 
     def verify(
         self, certificate: bytes, signature: bytes, data: bytes, speaks_for: Address
     ) -> str | None:
-        """The name of the host that signed; None unless its certificate is from our authority,
-        valid now, and names a network that holds `speaks_for`."""
+        """The name of the host that signed, or None when it is not to be believed.
+
+        None unless the certificate (DER, as received) chains to our authority, is valid now and
+        may speak for that overlay address, and the signature fits. Never raises, whatever the
+        bytes.
+        """
         ...
 
 
 class DiscoveryBackend(Protocol):
-    """Finds slimds; runs inside control's event loop and never blocks it."""
+    """One way of finding out who answers for an overlay address.
 
-    name: str
+    All calls are made in control's event loop; none but `locate` may wait for anything.
+    """
+
+    @property
+    def name(self) -> str:
+        """What the configuration calls it."""
+        ...
 
     async def locate(self, workload: int, destination: Address) -> Located | None:
-        """Who answers for the address, as seen from that workload; None: no opinion."""
+        """Who answers for `destination`, asked for that workload; None: no opinion.
+
+        The program waits for a few milliseconds only, then uses the overlay if it may; the
+        answer is of use to its next connection. Cancellable at any time.
+
+        :param workload: the asking workload's SO_NETNS_COOKIE.
+        :param destination: an overlay address that is not one of this host's.
+        """
         ...
 
     def workload_added(self, workload: int, addresses: tuple[Address, ...]) -> None:
-        """A workload of this host appeared."""
+        """A workload is on this host with these overlay addresses.
+
+        Called again with the new addresses whenever they change.
+        """
         ...
 
     def workload_removed(self, workload: int) -> None:
-        """It is gone."""
+        """It is gone, and so is its network namespace."""
         ...
 
     def close(self) -> None:
-        """slimd stops."""
+        """Let go of everything; nothing is called after this."""
         ...

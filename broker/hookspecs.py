@@ -1,7 +1,10 @@
 """Every hook of Slim, and nothing else.
 
-Two kinds: per-flow hooks are plain functions that must return at once and do no I/O; registration
-hooks return objects that do the slow work, with a Protocol of their own.
+A plugin is a module whose functions are marked with `hookimpl` from slim.broker.plugin_api, or
+which has a class `Plugin` whose methods are; Slim makes one instance of that. Hooks run in the
+control process of slimd only. Per-flow hooks are plain functions that return at once and do no
+I/O; registration hooks (`slim_*_backends`) return objects that do the slow work, with a type of
+their own.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ if TYPE_CHECKING:
     from slim.broker.plugin_settings import PluginSettings
 
 PROJECT = "slim"
+
 hookspec = pluggy.HookspecMarker(PROJECT)
 
 
@@ -27,11 +31,13 @@ hookspec = pluggy.HookspecMarker(PROJECT)
 def slim_configure(settings: PluginSettings) -> None:
     """Called once, after the configuration was read and before any socket is opened.
 
-    Returns: nothing.
-    Must: check the plugin's own table `[plugins.<name>]` completely.
-    If it raises: slimd does not start; ConfigError and PluginError are shown as they are.
+    Returns: nothing. This is where a plugin reads its table, `settings.read(name, schema)`, and
+    raises `settings.mistake(name, message)` for what makes no sense.
+    Must: return at once; files may be read, networks may not.
+    If it raises: slimd does not start. ConfigError and PluginError are shown as they are,
+    anything else with the plugin's name.
 
-    :param settings: the plugins' tables by name, and the name of this host.
+    :param settings: the host's name and the `[plugins.<name>]` tables.
     """
 
 
@@ -40,28 +46,33 @@ def slim_configure(settings: PluginSettings) -> None:
 
 @hookspec
 def slim_decide(request: FlowRequest) -> Verdict | None:
-    """Called once per flow and direction: egress at the source's host, ingress at the destination's.
+    """Called once per flow and direction, at the source's slimd (egress) and the destination's.
 
-    Returns: a Verdict; None means no opinion. Of several the strictest wins, whatever the order of
-    plugins; if nobody has one the flow is allowed. The answer is cached for the flow's lifetime.
-    Must: return at once, without I/O, the same for the same request until the policy changes.
-    If it raises: the flow is denied, and the rule names the plugin.
+    Returns: a Verdict, or None for no opinion. The strictest verdict of all plugins wins,
+    whatever the order of plugins; when none has an opinion the flow is allowed. At egress the
+    destination may be None, not known yet: refuse then only what would be refused whoever it is.
+    Slim asks again with PLAIN_PEER when nobody brokers the destination. Verdicts are kept for
+    the lifetime of the flow.
+    Must: return at once, without I/O, and give the same verdict for the same request until the
+    next slim_configure.
+    If it raises: counts as a deny whose rule names the plugin; so does a result of another type.
 
-    :param request: both ends, as far as they are known in this direction.
+    :param request: both ends of the flow, as far as they are known.
     """
 
 
 @hookspec
 def slim_isolates(workload: Identity, direction: Direction) -> bool | None:
-    """Called when a workload appears: can any rule refuse something to or from it?
+    """Called when a workload appears: can this plugin refuse anything to or from it?
 
-    Returns: True if so. Plain peers, whose identity nobody can vouch for, are then refused, and
-    a connection whose verdict is not known in time is refused too. Any True wins; None is False.
+    Returns: True if slim_decide can return a deny for any flow of that workload in that
+    direction; any True wins. Plain peers, which have no identity, are then refused, and
+    the overlay is not used where policy could not be asked. False and None: it cannot.
     Must: return at once, without I/O; when in doubt, True.
     If it raises: counts as True.
 
-    :param workload: the workload.
-    :param direction: for connections from it (egress) or to it (ingress).
+    :param workload: a workload of this host.
+    :param direction: ingress: flows to the workload; egress: flows from it.
     """
 
 
@@ -70,14 +81,15 @@ def slim_isolates(workload: Identity, direction: Direction) -> bool | None:
 
 @hookspec
 def slim_discovery_backends(context: DiscoveryContext) -> list[DiscoveryBackend]:
-    """Called once, when slimd starts, inside its event loop.
+    """Called once, when slimd starts, for the ways of finding who answers for an overlay address.
 
-    Returns: backends (slim.broker.discovery.DiscoveryBackend). Those that `[discovery] order`
-    names are asked in that order; the first that has an opinion wins.
-    Must: return at once; the backends' `locate` does the slow work.
-    If it raises: slimd does not start.
+    Returns: a list of objects, possibly empty. Those that `[discovery] order` names are asked,
+    in that order; the first that has an opinion wins.
+    Must: return at once; opening sockets waits for `workload_added`, asking for `locate`.
+    If it raises: slimd does not start. What a backend's own methods raise is logged and counts
+    as no opinion.
 
-    :param context: what slimd lends to a backend: sockets in workloads, signatures.
+    :param context: this host's name, control endpoint and certificate, and sockets in workloads.
     """
 
 
@@ -86,10 +98,10 @@ def slim_discovery_backends(context: DiscoveryContext) -> list[DiscoveryBackend]
 
 @hookspec
 def slim_encryption_backends() -> list[EncryptionBackend]:
-    """Called once, when slimd starts.
+    """Called once, when slimd starts, for the ciphers that can seal admission records.
 
-    Returns: backends; each names a module with the pure functions `seal` and `open`, which the
-    trap process imports directly, without the plugin manager.
-    Must: return at once.
+    Returns: a list, possibly empty, of names and modules. The configuration chooses one by name;
+    slimd imports its module and tries the functions before it starts.
+    Must: return at once, without importing the module.
     If it raises: slimd does not start.
     """

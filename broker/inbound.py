@@ -53,9 +53,7 @@ class Inbound:
         """(workload, port) -> peer host -> the addresses it asked about."""
         self.counters: Counter[str] = Counter()
 
-    async def answer(
-        self, peer: str, asked: peer_messages.Resolve
-    ) -> peer_messages.ResolveAnswer:
+    async def answer(self, peer: str, asked: peer_messages.Resolve) -> peer_messages.ResolveAnswer:
         """The answer to a peer whose right to speak for the source was checked; never raises."""
         destination = from_packed16(asked.destination)
         workload = self._registry.by_address(destination)

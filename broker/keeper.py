@@ -180,9 +180,7 @@ class Keeper:
             self._selector.unregister(client.sock)
             client.close()
 
-    def _carry_out(
-        self, client: _Client, request: messages.KeeperRequest, fds: list[int]
-    ) -> None:
+    def _carry_out(self, client: _Client, request: messages.KeeperRequest, fds: list[int]) -> None:
         match request:
             case messages.Store():
                 self._forget(request.name)

@@ -1,16 +1,17 @@
-"""The names that a plugin may import; everything else of slim.broker may change without notice."""
+"""The names a plugin may import from Slim; everything else may change without notice."""
 
 from __future__ import annotations
 
 import pluggy
 
-from slim.broker.decisions import Direction, FlowRequest, Identity, Verdict
+from slim.broker.decisions import PLAIN_PEER, Direction, FlowRequest, Identity, Verdict
 from slim.broker.discovery import DiscoveryBackend, DiscoveryContext, Located
-from slim.broker.encryption import EncryptionBackend
+from slim.broker.encryption import KEY_BYTES, NONCE_BYTES, TAG_BYTES, EncryptionBackend
 from slim.broker.endpoints import (
     Address,
     Endpoint,
     Network,
+    PortRange,
     contains_any,
     from_packed16,
     packed16,
@@ -21,7 +22,7 @@ from slim.broker.hookspecs import PROJECT
 from slim.broker.plugin_settings import PluginSettings
 
 hookimpl = pluggy.HookimplMarker(PROJECT)
-"""Marks a function of a plugin module as the implementation of the hook of that name."""
+"""Marks a function of a plugin as the implementation of the hook of that name."""
 
 __all__ = [
     # hooks
@@ -31,6 +32,7 @@ __all__ = [
     "Direction",
     "FlowRequest",
     "Identity",
+    "PLAIN_PEER",
     "Verdict",
     # discovery
     "DiscoveryBackend",
@@ -38,10 +40,14 @@ __all__ = [
     "Located",
     # encryption
     "EncryptionBackend",
+    "KEY_BYTES",
+    "NONCE_BYTES",
+    "TAG_BYTES",
     # addresses
     "Address",
     "Endpoint",
     "Network",
+    "PortRange",
     "contains_any",
     "from_packed16",
     "packed16",

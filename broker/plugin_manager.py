@@ -1,217 +1,381 @@
-"""Finds, orders and calls plugins: one typed method per hook, and the error policy of each.
+"""Finds, orders, blocks and calls plugins. Nobody else sees pluggy, or what a plugin raises.
 
-Nobody else sees `manager.hook`. Order of loading: built-ins, entry points of the group "slim",
-modules that the configuration names; a blocked name is never loaded. Results never depend on it.
+Order: blocked names, the built-in plugins, installed ones (entry points of group "slim"), modules
+named by the configuration. Policy does not depend on it: verdicts combine by strictness.
 """
 
 from __future__ import annotations
 
+import difflib
+import functools
 import importlib
 import importlib.metadata
 import logging
 import os
 from collections import Counter
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import pluggy
 
 from slim.broker import hookspecs
-from slim.broker.decisions import Direction, FlowRequest, Identity, Verdict, combine
-from slim.broker.errors import ConfigError, PluginError
+from slim.broker.decisions import Verdict, combine
+from slim.broker.encryption import KEY_BYTES, NONCE_BYTES, TAG_BYTES, EncryptionBackend
+from slim.broker.errors import ConfigError, PluginError, SlimError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from types import ModuleType
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
-    from slim.broker.discovery import DiscoveryBackend, DiscoveryContext
-    from slim.broker.encryption import EncryptionBackend
+    from slim.broker.decisions import Direction, FlowRequest, Identity
+    from slim.broker.discovery import DiscoveryBackend, DiscoveryContext, Located
+    from slim.broker.endpoints import Address
     from slim.broker.plugin_settings import PluginSettings
 
 log = logging.getLogger(__name__)
 
-BUILTIN_PLUGINS = {
-    "aesgcm": "slim.plugins.encryption.aesgcm",
-    "rendezvous": "slim.plugins.discovery.rendezvous",
-    "rules": "slim.plugins.policy.rules",
-    "static": "slim.plugins.discovery.static",
-}
+BUILTIN_PLUGINS = (
+    "slim.plugins.policy.rules",
+    "slim.plugins.discovery.static",
+    "slim.plugins.discovery.rendezvous",
+    "slim.plugins.encryption.aesgcm",
+)
+ENTRY_POINT_GROUP = "slim"
 BLOCK_VARIABLE = "SLIM_BLOCKED_PLUGINS"
+DISTRIBUTION = "slim-broker"
+MAX_RULE = 80
+MAX_LOCATED_LIFETIME_S = 3600.0
+_BACKEND_METHODS = ("locate", "workload_added", "workload_removed", "close")
+
+
+@dataclass(frozen=True, slots=True)
+class _Raised:
+    """In the place of a result: what the plugin raised instead."""
+
+    error: Exception
 
 
 class Plugins:
-    """All plugins of one slimd."""
+    """All plugins of this slimd: one method per hook, and the error policy of each hook."""
 
     def __init__(
         self,
         *,
-        block: Sequence[str] = (),
-        load: Sequence[str] = (),
+        block: Iterable[str] = (),
+        load: Iterable[str] = (),
         entry_points: bool = True,
+        environ: Mapping[str, str] = os.environ,
     ) -> None:
+        """Load everything; PluginError names the plugin that cannot be, and the remedy.
+
+        `block` are names of plugins, as is SLIM_BLOCKED_PLUGINS (separated by commas); `load` are
+        names of modules; without `entry_points` nothing that is merely installed is loaded.
+        """
         self._manager = pluggy.PluginManager(hookspecs.PROJECT)
         self._manager.add_hookspecs(hookspecs)
-        blocked = {*block, *os.environ.get(BLOCK_VARIABLE, "").split(",")} - {""}
-        for name in blocked:
-            self._manager.set_blocked(name)
-        for name, module in BUILTIN_PLUGINS.items():
-            if name not in blocked:
-                self._register(_import(module), name)
-        if entry_points:
-            self._load_entry_points()
-        for module in load:
-            name = module.rpartition(".")[2]
-            if name not in blocked:
-                self._register(_import(module), name)
-        self._check_hooks()
+        self._versions: dict[str, str] = {}
+        self._complained: set[tuple[str, str]] = set()
         self.errors: Counter[str] = Counter()
         """Exceptions that plugins raised, by plugin."""
+        named = environ.get(BLOCK_VARIABLE, "").split(",")
+        self._blocked = {*block, *filter(None, map(str.strip, named))}
+        skipped = {
+            *self._load_modules(BUILTIN_PLUGINS, own=True),
+            *(self._load_entry_points() if entry_points else ()),
+            *self._load_modules(load, own=False),
+        }
+        for name in sorted(self._blocked - skipped):
+            log.warning("blocked plugin %r does not exist", name)
+        self._check_hook_names()
+        self._callers = {hook: [*self._callers_of(hook)] for hook in _hook_names()}
 
-    # --- one method per hook ------------------------------------------------------------------
+    # --- hooks, one method each
 
     def configure(self, settings: PluginSettings) -> None:
-        """slim_configure; ConfigError for a table that belongs to no plugin."""
-        known = {name for name, _ in self._manager.list_name_plugin()}
+        """slim_configure; ConfigError when a plugin refuses, or a table belongs to none."""
+        known = {*self._versions, *self._blocked}
         for table in settings.tables:
             if table not in known:
+                near = difflib.get_close_matches(table, known, 1)
                 raise ConfigError(
-                    f"{settings.source}: [plugins.{table}] belongs to no loaded plugin",
-                    hint=f"loaded plugins: {', '.join(sorted(known))}",
+                    f"{settings.source}: [plugins.{table}]: there is no plugin {table!r}",
+                    hint=f"did you mean {near[0]!r}?"
+                    if near
+                    else f"there are: {', '.join(sorted(known))}",
                 )
-        for implementation in self._manager.hook.slim_configure.get_hookimpls():
-            with _naming(implementation.plugin_name):
-                implementation.function(**_chosen(implementation, settings=settings))
+        for _ in self._results_or_error("slim_configure", settings=settings):
+            pass
 
     def decide(self, request: FlowRequest) -> Verdict:
-        """slim_decide; a plugin that raises denies."""
+        """slim_decide; a plugin that fails denies."""
         verdicts = []
-        for implementation in self._manager.hook.slim_decide.get_hookimpls():
-            try:
-                verdict = implementation.function(**_chosen(implementation, request=request))
-            except Exception:  # noqa: BLE001 - third-party code; a failed decision is a no
-                verdict = Verdict(allow=False, rule=self._raised(implementation, "slim_decide"))
-            if verdict is None:
-                continue
-            if not isinstance(verdict, Verdict):
-                verdict = Verdict(
-                    allow=False,
-                    rule=f"plugin {implementation.plugin_name} returned {type(verdict).__name__}",
-                )
-            verdicts.append(verdict)
+        for name, result in self._results("slim_decide", request=request):
+            match result:
+                case Verdict(allow=bool(), rule=str()):
+                    verdicts.append(result)
+                case _Raised(error):
+                    self._complain(name, "slim_decide", error)
+                    rule = f"{name}: slim_decide raised {type(error).__name__}"
+                    verdicts.append(Verdict(False, rule[:MAX_RULE]))
+                case _:
+                    rule = f"{name}: slim_decide returned {type(result).__name__}"
+                    verdicts.append(Verdict(False, rule[:MAX_RULE]))
         return combine(verdicts)
 
     def isolates(self, workload: Identity, direction: Direction) -> bool:
-        """slim_isolates; a plugin that raises isolates."""
-        for implementation in self._manager.hook.slim_isolates.get_hookimpls():
-            try:
-                if implementation.function(
-                    **_chosen(implementation, workload=workload, direction=direction)
-                ):
-                    return True
-            except Exception:  # noqa: BLE001 - third-party code; in doubt the stricter answer
-                self._raised(implementation, "slim_isolates")
+        """slim_isolates; a plugin that fails isolates."""
+        results = self._results("slim_isolates", workload=workload, direction=direction)
+        for name, result in results:
+            if isinstance(result, _Raised):
+                self._complain(name, "slim_isolates", result.error)
+            if result is not False:
                 return True
         return False
 
     def discovery_backends(self, context: DiscoveryContext) -> dict[str, DiscoveryBackend]:
-        """slim_discovery_backends, by name."""
-        found: dict[str, DiscoveryBackend] = {}
-        for implementation in self._manager.hook.slim_discovery_backends.get_hookimpls():
-            with _naming(implementation.plugin_name):
-                backends = implementation.function(**_chosen(implementation, context=context))
-            for backend in backends or ():
-                found[backend.name] = backend
-        return found
+        """slim_discovery_backends, by name; what they raise is logged, and no opinion."""
+        backends = self._backends("slim_discovery_backends", _is_discovery_backend, context=context)
+        return {name: _GuardedBackend(backend) for name, (_, backend) in backends.items()}
 
     def encryption_backends(self) -> dict[str, EncryptionBackend]:
-        """slim_encryption_backends, by name."""
-        found: dict[str, EncryptionBackend] = {}
-        for implementation in self._manager.hook.slim_encryption_backends.get_hookimpls():
-            with _naming(implementation.plugin_name):
-                for backend in implementation.function() or ():
-                    found[backend.name] = backend
-        return found
+        """slim_encryption_backends, by name; the functions of each were tried."""
+        backends = self._backends(
+            "slim_encryption_backends", lambda backend: isinstance(backend, EncryptionBackend)
+        )
+        for plugin, backend in backends.values():
+            try:
+                _try_sealing(backend.module)
+            except Exception as error:
+                raise PluginError(
+                    f"plugin {plugin!r}: module {backend.module!r} does not seal as it must: "
+                    f"{_text(error)}",
+                    hint=_remedy(plugin),
+                ) from error
+        return {name: backend for name, (_, backend) in backends.items()}
+
+    # --- what is loaded
 
     def describe(self) -> list[tuple[str, str, list[str]]]:
         """(name, version, hooks) of every plugin, by name."""
-        versions = {
-            plugin: distribution.version
-            for plugin, distribution in self._manager.list_plugin_distinfo()
-        }
         described = []
-        for name, plugin in self._manager.list_name_plugin():
-            if plugin is None:
+        for name, version in sorted(self._versions.items()):
+            callers = self._manager.get_hookcallers(self._manager.get_plugin(name)) or []
+            described.append((name, version, sorted(caller.name for caller in callers)))
+        return described
+
+    def trace(self) -> None:
+        """Log every hook call and its results from now on, at level DEBUG."""
+
+        def before(hook: str, impls: Sequence[pluggy.HookImpl], arguments: Any) -> None:
+            names = ", ".join(impl.plugin_name for impl in impls)
+            log.debug("%s(%s) to %s", hook, dict(arguments), names)
+
+        def after(
+            outcome: pluggy.Result[Any], hook: str, impls: Sequence[pluggy.HookImpl], _: Any
+        ) -> None:
+            log.debug("%s -> %s", hook, outcome.exception or outcome.get_result())
+
+        self._manager.add_hookcall_monitoring(before, after)
+
+    # --- loading
+
+    def _load_modules(self, modules: Iterable[str], *, own: bool) -> Iterator[str]:
+        """Load modules; gives the names that were skipped because they are blocked."""
+        for module in modules:
+            name = module.rpartition(".")[2]
+            if name in self._blocked:
+                yield name
                 continue
-            hooks = sorted(caller.name for caller in self._manager.get_hookcallers(plugin) or ())
-            version = versions.get(plugin) or getattr(plugin, "__version__", "") or _own_version()
-            described.append((name, version, hooks))
-        return sorted(described)
+            loaded = self._register(
+                name, module, functools.partial(importlib.import_module, module)
+            )
+            version = _own_version() if own else getattr(loaded, "__version__", "")
+            self._versions[name] = str(version)
 
-    # --- loading ------------------------------------------------------------------------------
+    def _load_entry_points(self) -> Iterator[str]:
+        """As _load_modules, for what is installed."""
+        for entry in sorted(importlib.metadata.entry_points(group=ENTRY_POINT_GROUP)):
+            if entry.name in self._blocked:
+                yield entry.name
+                continue
+            self._register(entry.name, entry.value, entry.load)
+            self._versions[entry.name] = entry.dist.version if entry.dist is not None else ""
 
-    def _register(self, plugin: ModuleType, name: str) -> None:
+    def _register(self, name: str, source: str, load: Callable[[], object]) -> object:
+        if self._manager.has_plugin(name):
+            raise PluginError(f"plugin {name!r} ({source}): the name is taken", hint=_remedy(name))
         try:
+            loaded = load()
+            plugin = getattr(loaded, "Plugin", loaded)
+            if isinstance(plugin, type):
+                plugin = plugin()
             self._manager.register(plugin, name)
-        except (ValueError, pluggy.PluginValidationError) as error:
+        except Exception as error:
             raise PluginError(
-                f"plugin {name}: {error}",
-                hint="compare its hooks with docs/hooks.md, or block it: [plugins] block",
-            ) from None
-
-    def _load_entry_points(self) -> None:
-        try:
-            self._manager.load_setuptools_entrypoints(hookspecs.PROJECT)
-        except Exception as error:  # noqa: BLE001 - importing third-party code
+                f"plugin {name!r} ({source}) could not be loaded: {_text(error)}",
+                hint=_remedy(name),
+            ) from error
+        if not self._manager.get_hookcallers(plugin):
             raise PluginError(
-                f"a plugin of the entry point group {hookspecs.PROJECT!r} cannot be loaded: {error}",
-                hint=f"uninstall it, or name it in {BLOCK_VARIABLE}",
-            ) from None
+                f"plugin {name!r} ({source}) has no hooks",
+                hint="mark its functions, or those of its class Plugin, with hookimpl",
+            )
+        return loaded
 
-    def _check_hooks(self) -> None:
+    def _check_hook_names(self) -> None:
         try:
             self._manager.check_pending()
         except pluggy.PluginValidationError as error:
+            callers = self._manager.get_hookcallers(error.plugin) or []
+            unknown = next(caller.name for caller in callers if not caller.has_spec())
+            near = difflib.get_close_matches(unknown, _hook_names(), 1)
+            name = self._manager.get_name(error.plugin)
             raise PluginError(
-                f"plugin with an unknown hook: {error}", hint="docs/hooks.md lists every hook"
-            ) from None
+                f"plugin {name!r} has a hook {unknown}, which does not exist",
+                hint=f"did you mean {near[0]}?" if near else "docs/hooks.md lists the hooks",
+            ) from error
 
-    def _raised(self, implementation: pluggy.HookImpl, hook: str) -> str:
-        name = implementation.plugin_name
-        self.errors[name] += 1
-        log.exception("plugin %s raised in %s", name, hook)
-        return f"plugin {name} raised"
+    # --- calling
+
+    def _callers_of(self, hook: str) -> Iterator[tuple[str, pluggy.HookCaller]]:
+        """One caller per plugin that has the hook, so that a failure is that plugin's alone."""
+        implementations = getattr(self._manager.hook, hook).get_hookimpls()
+        for one in implementations:
+            others = [other.plugin for other in implementations if other is not one]
+            yield one.plugin_name, self._manager.subset_hook_caller(hook, others)
+
+    def _results(self, hook: str, **arguments: object) -> Iterator[tuple[str, object]]:
+        """What each plugin with an opinion returned, or what it raised."""
+        for name, caller in self._callers[hook]:
+            try:
+                results = caller(**arguments)
+            except Exception as error:  # noqa: BLE001 - whatever it is, the caller decides
+                yield name, _Raised(error)
+            else:
+                for result in results:
+                    yield name, result
+
+    def _results_or_error(self, hook: str, **arguments: object) -> Iterator[tuple[str, object]]:
+        for name, result in self._results(hook, **arguments):
+            match result:
+                case _Raised(SlimError() as error):
+                    raise error
+                case _Raised(error):
+                    raise PluginError(
+                        f"plugin {name!r}: {hook} failed: {_text(error)}",
+                        hint=_remedy(name),
+                    ) from error
+                case _:
+                    yield name, result
+
+    def _backends(
+        self, hook: str, is_right: Callable[[Any], bool], **arguments: object
+    ) -> dict[str, tuple[str, Any]]:
+        """What a registration hook gave: plugin and backend, by the backend's name."""
+        found: dict[str, tuple[str, Any]] = {}
+        for plugin, result in self._results_or_error(hook, **arguments):
+            if not isinstance(result, list) or not all(map(is_right, result)):
+                raise PluginError(
+                    f"plugin {plugin!r}: {hook} returned {result!r}, which is no list of backends",
+                    hint="docs/hooks.md says what a backend is",
+                )
+            for backend in result:
+                if backend.name in found:
+                    other, _ = found[backend.name]
+                    raise PluginError(
+                        f"plugins {other!r} and {plugin!r} both have a backend {backend.name!r}",
+                        hint=_remedy(plugin),
+                    )
+                found[backend.name] = (plugin, backend)
+        return found
+
+    def _complain(self, plugin: str, hook: str, error: Exception) -> None:
+        self.errors[plugin] += 1
+        # The traceback once: a broken plugin fails for every flow.
+        first = (plugin, hook) not in self._complained
+        self._complained.add((plugin, hook))
+        log.error(
+            "plugin %r: %s raised %s", plugin, hook, _text(error), exc_info=error if first else None
+        )
 
 
-class _naming:
-    """Turns an exception of a plugin into a PluginError that names it."""
+class _GuardedBackend:
+    """A discovery backend whose failures are logged and count as no opinion."""
 
-    def __init__(self, plugin: str) -> None:
-        self._plugin = plugin
+    def __init__(self, backend: DiscoveryBackend) -> None:
+        self.name = backend.name
+        self._backend = backend
+        self._failed = False
 
-    def __enter__(self) -> None:
-        return
+    async def locate(self, workload: int, destination: Address) -> Located | None:
+        try:
+            located = await self._backend.locate(workload, destination)
+            if located is None or 0 < located.lifetime_s <= MAX_LOCATED_LIFETIME_S:
+                return located
+            raise ValueError(f"a lifetime of {located.lifetime_s} s")
+        except Exception as error:  # noqa: BLE001 - any failure is no opinion
+            self._complain(f"locating {destination}", error)
+            return None
 
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, Exception) and not isinstance(error, ConfigError | PluginError):
-            raise PluginError(f"plugin {self._plugin}: {error!r}") from error
+    def workload_added(self, workload: int, addresses: tuple[Address, ...]) -> None:
+        self._call("adding a workload", self._backend.workload_added, workload, addresses)
+
+    def workload_removed(self, workload: int) -> None:
+        self._call("removing a workload", self._backend.workload_removed, workload)
+
+    def close(self) -> None:
+        self._call("closing", self._backend.close)
+
+    def _call(self, what: str, method: Callable[..., None], *arguments: object) -> None:
+        try:
+            method(*arguments)
+        except Exception as error:  # noqa: BLE001 - slimd goes on without this backend
+            self._complain(what, error)
+
+    def _complain(self, what: str, error: Exception) -> None:
+        # The traceback once: a broken backend fails for every flow.
+        first, self._failed = not self._failed, True
+        log.error("discovery %r: %s: %s", self.name, what, _text(error), exc_info=first)
 
 
-def _chosen(implementation: pluggy.HookImpl, **arguments: object) -> dict[str, object]:
-    # A plugin may name fewer arguments than the hook has; pluggy checked the names.
-    return {name: arguments[name] for name in implementation.argnames}
+def _try_sealing(module: str) -> None:
+    """Import the module and see that its functions seal; ValueError when anything opens wrongly."""
+    loaded = importlib.import_module(module)
+    # Wrong in one place each: key, nonce, sealed text, associated data.
+    right = (bytes(KEY_BYTES), bytes(NONCE_BYTES), b"text", b"associated")
+    key, nonce, text, associated = right
+    sealed = loaded.seal(*right)
+    if len(sealed) != len(text) + TAG_BYTES or loaded.open(key, nonce, sealed, associated) != text:
+        raise ValueError("what was sealed does not open again")
+    arguments = (key, nonce, sealed, associated)
+    for place, argument in enumerate(arguments):
+        changed = (*arguments[:place], b"\1" + argument[1:], *arguments[place + 1 :])
+        try:
+            loaded.open(*changed)
+        except ValueError:
+            continue
+        raise ValueError("what was changed opens too")
 
 
-def _import(module: str) -> ModuleType:
-    try:
-        return importlib.import_module(module)
-    except Exception as error:  # noqa: BLE001 - importing third-party code
-        raise PluginError(
-            f"plugin module {module} cannot be imported: {error}",
-            hint="install it into slimd's environment, or remove it from [plugins] load",
-        ) from None
+def _hook_names() -> list[str]:
+    return [name for name in vars(hookspecs) if name.startswith("slim_")]
+
+
+def _is_discovery_backend(backend: Any) -> bool:
+    return isinstance(getattr(backend, "name", None), str) and all(
+        callable(getattr(backend, method, None)) for method in _BACKEND_METHODS
+    )
+
+
+def _remedy(plugin: str) -> str:
+    return f"repair or remove it, or start without it: {BLOCK_VARIABLE}={plugin}"
+
+
+def _text(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
 
 
 def _own_version() -> str:
     try:
-        return importlib.metadata.version("slim-broker")
+        return importlib.metadata.version(DISTRIBUTION)
     except importlib.metadata.PackageNotFoundError:
-        return "unknown"
+        return ""

@@ -10,10 +10,10 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeAlias
 
-from slim.broker.decisions import Direction, FlowRequest
+from slim.broker.decisions import PLAIN_PEER, Direction, FlowRequest
 from slim.broker.endpoints import Address, Endpoint, from_packed16, packed16
 from slim.broker.errors import ControlError
 from slim.broker.local import messages
@@ -128,9 +128,7 @@ class Resolver:
         if located is None:
             return self._unknown(question, "no-discovery")
         if located.control is None:
-            return messages.FlowOverlay(
-                question.token, "not-brokered", NOT_BROKERED_LIFETIME_MS, question.verdict.rule
-            )
+            return self._plain(question)
         if self._links is None:
             return self._unknown(question, "no-control-channel")
         try:
@@ -216,6 +214,20 @@ class Resolver:
             rule=answer.rule or question.verdict.rule,
         )
 
+    def _plain(self, question: Question) -> FlowAnswer:
+        """Nobody brokers the address: policy is asked again, now that this is known."""
+        verdict = self._plugins.decide(
+            replace(
+                self._egress(question.workload, question.source, question.destination),
+                destination=PLAIN_PEER,
+            )
+        )
+        if not verdict.allow:
+            return self._denied(question.token, verdict.rule)
+        return messages.FlowOverlay(
+            question.token, "not-brokered", NOT_BROKERED_LIFETIME_MS, verdict.rule
+        )
+
     def _unknown(self, question: Question, reason: str) -> FlowAnswer:
         """Nobody could say: the overlay, unless policy isolates the source."""
         if question.workload.state.isolated_egress:
@@ -229,4 +241,3 @@ class Resolver:
     def _denied(self, token: int, rule: str) -> FlowAnswer:
         self.counters["denied"] += 1
         return messages.FlowDenied(token, self._deny_errno, DENIED_LIFETIME_MS, rule)
-

@@ -2,7 +2,8 @@
 
 A memfd is held by the keeper and mapped by traps (the only writer) and control (a reader). Each
 slot holds one record with its key. The length is written last and cleared first, so a writer
-that dies half-way leaves an empty slot, never half a record.
+that dies half-way leaves an empty slot, never half a record. Slots above the high-water mark in
+the header were never used and are never read: reading would give them memory.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ import struct
 from collections.abc import Iterator
 
 _HEADER = struct.Struct("<4sIII")
+_HIGH_WATER = struct.Struct("<I")
+_HIGH_WATER_OFFSET = 12
 _MAGIC = b"slt1"
 _LENGTH = struct.Struct("<I")
 _KEY_BYTES = 16
@@ -69,6 +72,7 @@ class SlotStore:
             elif self._next <= self.slots:
                 slot = self._next
                 self._next += 1
+                _HIGH_WATER.pack_into(self._map, _HIGH_WATER_OFFSET, slot)
             else:
                 return False
         start = slot * self.slot_bytes
@@ -88,12 +92,10 @@ class SlotStore:
 
     def items(self) -> Iterator[tuple[bytes, bytes]]:
         """Every record, in no order. A reader beside the writer may miss or repeat one."""
-        for slot in range(1, self.slots + 1):
+        for slot in range(1, self._high_water() + 1):
             record = self._read(slot)
             if record is not None:
                 yield record
-            elif slot % 64 == 0 and not self._has_any_after(slot):
-                return
 
     def _read(self, slot: int) -> tuple[bytes, bytes] | None:
         start = slot * self.slot_bytes
@@ -103,27 +105,18 @@ class SlotStore:
         body = self._map[start + _LENGTH.size : start + _LENGTH.size + length]
         return body[:_KEY_BYTES], body[_KEY_BYTES:]
 
-    def _has_any_after(self, slot: int) -> bool:
-        # SEEK_DATA finds the next page that was ever written (lseek(2)); the rest is a hole.
-        try:
-            return os.lseek(self._fd, (slot + 1) * self.slot_bytes, os.SEEK_DATA) >= 0
-        except OSError:
-            return False
+    def _high_water(self) -> int:
+        (used,) = _HIGH_WATER.unpack_from(self._map, _HIGH_WATER_OFFSET)
+        return min(used, self.slots)
 
     def _rebuild(self) -> None:
-        last = 0
-        empty: list[int] = []
-        for slot in range(1, self.slots + 1):
+        for slot in range(1, self._high_water() + 1):
             record = self._read(slot)
             if record is not None:
                 self._index[record[0]] = slot
-                last = slot
             else:
-                empty.append(slot)
-                if slot % 64 == 0 and not self._has_any_after(slot):
-                    break
-        self._free = [slot for slot in empty if slot < last]
-        self._next = last + 1
+                self._free.append(slot)
+        self._next = self._high_water() + 1
 
 
 def key_of(kind: int, number: int) -> bytes:

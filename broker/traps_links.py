@@ -234,7 +234,7 @@ class Keeper:
     def fetch(self, prefix: str) -> list[tuple[str, bytes, list[int]]]:
         """Everything kept under names that start so; the caller owns the fds. Blocks."""
         self._channel.send(messages.Fetch(next(self._tokens), prefix))
-        found = []
+        found: list[tuple[str, bytes, list[int]]] = []
         while True:
             message, fds = self._channel.receive()
             if isinstance(message, messages.HeldEnd):

@@ -1,1 +1,1 @@
-"""The plugins that ship with Slim; each imports `slim.broker.plugin_api` and nothing else of ours."""
+"""The plugins that ship with Slim. Of ours, each imports `slim.broker.plugin_api` only."""

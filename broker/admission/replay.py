@@ -18,6 +18,9 @@ PREFIXES_PER_PEER = 16
 _SLOT_HEADER = struct.Struct("<8s8sQQ")
 _SLOT_BYTES = _SLOT_HEADER.size + WINDOW // 8
 _ZEROES = bytes(WINDOW // 8)
+_COUNT = struct.Struct("<Q")
+"""At the start: how many windows were ever used; what lies above has no memory yet."""
+_FIRST = 64
 
 
 class ReplayWindows:
@@ -30,19 +33,20 @@ class ReplayWindows:
         self._slots: dict[tuple[bytes, bytes], int] = {}
         self._peers: dict[bytes, list[tuple[bytes, bytes]]] = {}
         self._free: list[int] = []
-        for offset in range(0, len(self._map) - _SLOT_BYTES + 1, _SLOT_BYTES):
+        self._capacity = (len(self._map) - _FIRST) // _SLOT_BYTES
+        (self._used,) = _COUNT.unpack_from(self._map)
+        for offset in self._offsets(self._used):
             peer, prefix, _, _ = _SLOT_HEADER.unpack_from(self._map, offset)
             if any(peer):
                 self._slots[peer, prefix] = offset
                 self._peers.setdefault(peer, []).append((peer, prefix))
             else:
                 self._free.append(offset)
-        self._free.reverse()
 
     @classmethod
     def create(cls, *, windows: int, lifetime_s: float) -> ReplayWindows:
         fd = os.memfd_create("slim-replay", os.MFD_CLOEXEC)
-        os.ftruncate(fd, windows * _SLOT_BYTES)
+        os.ftruncate(fd, _FIRST + windows * _SLOT_BYTES)
         return cls(fd, lifetime_s=lifetime_s)
 
     def fileno(self) -> int:
@@ -93,16 +97,26 @@ class ReplayWindows:
                 self._release(old)
         if len(of_peer) >= PREFIXES_PER_PEER:
             return None
-        if not self._free:
-            self._sweep(now_s)
-            if not self._free:
-                return None
-        offset = self._free.pop()
+        offset = self._find_room(now_s)
+        if offset is None:
+            return None
         bitmap = offset + _SLOT_HEADER.size
         self._map[bitmap : bitmap + WINDOW // 8] = _ZEROES
         self._slots[key] = offset
         of_peer.append(key)
         return offset
+
+    def _offsets(self, count: int) -> range:
+        return range(_FIRST, _FIRST + min(count, self._capacity) * _SLOT_BYTES, _SLOT_BYTES)
+
+    def _find_room(self, now_s: float) -> int | None:
+        if not self._free and self._used < self._capacity:
+            self._used += 1
+            _COUNT.pack_into(self._map, 0, self._used)
+            return self._offsets(self._used)[-1]
+        if not self._free:
+            self._sweep(now_s)
+        return self._free.pop() if self._free else None
 
     def _sweep(self, now_s: float) -> None:
         for key, offset in [*self._slots.items()]:

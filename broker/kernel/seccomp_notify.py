@@ -124,8 +124,9 @@ def _send(listener: int, response: bytes) -> None:
 def _add(listener: int, request: bytes) -> int:
     try:
         # Only a mutable buffer makes fcntl.ioctl return the call's own result.
-        return _ioctl(listener, SECCOMP_IOCTL_NOTIF_ADDFD, bytearray(request))
+        number: int = _ioctl(listener, SECCOMP_IOCTL_NOTIF_ADDFD, bytearray(request))
     except OSError as error:
         if error.errno in (errno.ENOENT, errno.ESRCH):
             raise TargetGone from None
         raise SyscallError("ioctl(NOTIF_ADDFD)", error.errno or 0) from None
+    return number

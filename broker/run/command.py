@@ -46,7 +46,7 @@ def run(options: Options) -> SlimError:
     else:
         with session:
             _place_under_slim(session, options)
-    # The filter of root's has no need of no_new_privs: setuid programs work for the user, too.
+    # Only now: root's filter needs no no_new_privs, so setuid programs work for the user too.
     if account is not None:
         account.become()
     return become_command(options.command)

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
 import uuid
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
 from slim.broker import calls
-from support.fake_slimd import Behaviour, FakeSlimd
+from support.fake_slimd import FakeSlimd
+from support.launching import Launcher
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -23,32 +25,6 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.needs_root
 
 NUMBERS = calls._NUMBERS[os.uname().machine]
-ENTRY = "import sys; from slim.broker.run.command import main; sys.exit(main())"
-SLIM_RUN = [sys.executable, "-c", ENTRY]
-
-
-class Launcher:
-    """Runs slim-run with a run directory; `run` waits, `start` does not."""
-
-    def __init__(self, run_dir: Path) -> None:
-        self.run_dir = run_dir
-
-    def argv(self, *arguments: str) -> list[str]:
-        return [*SLIM_RUN, "--run-dir", str(self.run_dir), *arguments]
-
-    def run(self, *arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            self.argv(*arguments), capture_output=True, text=True, timeout=30, **options
-        )
-
-    def start(self, *arguments: str, **options: Any) -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            self.argv(*arguments),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            **options,
-        )
 
 
 @pytest.fixture
@@ -214,31 +190,47 @@ def test_a_named_namespace_is_entered_and_keeps_the_mounts(
     assert "\n".join(table) == Path("/proc/self/mountinfo").read_text().strip()
 
 
+@pytest.fixture
+def etc_of_named(named: str) -> Iterator[Path]:
+    """/etc/netns/NAME with a hosts file of its own; scope: test. Depends on `named`."""
+    own = Path("/etc/netns", named)
+    had_parent = own.parent.exists()
+    own.mkdir(parents=True)
+    (own / "hosts").write_text("192.0.2.7 only-here\n")
+    yield own
+    shutil.rmtree(own)
+    if not had_parent:
+        with contextlib.suppress(OSError):
+            own.parent.rmdir()
+
+
 @pytest.mark.needs_netns
 @pytest.mark.needs_program("ip")
-def test_files_of_a_named_namespace_cover_those_of_etc(
-    slimd: FakeSlimd, launcher: Launcher, named: str
+def test_files_of_a_named_namespace_cover_those_of_etc_and_sys_stays(
+    slimd: FakeSlimd, launcher: Launcher, etc_of_named: Path
 ) -> None:
-    own = Path("/etc/netns", named)
-    had_directory = own.parent.exists()
-    own.mkdir(parents=True)
-    try:
-        (own / "hosts").write_text("192.0.2.7 only-here\n")
-        (own / "slim-test-absent").write_text("")
-        show = "cat /etc/hosts; findmnt -n -o TARGET /sys/fs/cgroup | head -1; ls /sys/class/net"
-        outside = subprocess.check_output(["sh", "-c", show], text=True)
-        done = launcher.run("--netns", named, "--", "sh", "-c", show)
-    finally:
-        shutil.rmtree(own)
-        if not had_directory:
-            with contextlib.suppress(OSError):
-                own.parent.rmdir()
+    (etc_of_named / "slim-test-absent").write_text("")
+    show = "cat /etc/hosts; grep -c . /proc/self/mountinfo; ls /sys/class/net"
+    outside = subprocess.check_output(["sh", "-c", show], text=True)
+    done = launcher.run("--netns", etc_of_named.name, "--", "sh", "-c", show)
     hosts = Path("/etc/hosts").read_text()
+    count, devices = outside.removeprefix(hosts).split("\n", 1)
     assert done.returncode == 0
-    assert "only-here" not in hosts
-    assert done.stdout == outside.replace(hosts, "192.0.2.7 only-here\n", 1)
-    assert "slim-test-absent" in done.stderr
-    assert len(done.stderr.splitlines()) == 1
+    assert done.stdout == f"192.0.2.7 only-here\n{int(count) + 1}\n{devices}"
+    (warning,) = done.stderr.splitlines()
+    assert "slim-test-absent" in warning
+
+
+@pytest.mark.needs_netns
+@pytest.mark.needs_program("ip")
+def test_files_of_a_named_namespace_are_not_seen_outside_of_it(
+    slimd: FakeSlimd, launcher: Launcher, etc_of_named: Path
+) -> None:
+    # As under systemd, where mounts propagate unless somebody stops them.
+    shared = ["unshare", "--mount", "--propagation", "shared"]
+    started = shlex.join(launcher.argv("--netns", etc_of_named.name, "--", "cat", "/etc/hosts"))
+    said = subprocess.check_output([*shared, "sh", "-c", f"{started}; cat /etc/hosts"], text=True)
+    assert said == "192.0.2.7 only-here\n" + Path("/etc/hosts").read_text()
 
 
 @pytest.mark.needs_netns
@@ -257,41 +249,11 @@ def test_an_overlay_without_a_namespace_is_entered_through_slimd(
     assert registration.netns == os.stat(path).st_ino
 
 
-def test_an_overlay_that_slimd_does_not_know_starts_nothing(
-    slimd: FakeSlimd, launcher: Launcher
-) -> None:
-    done = launcher.run("--overlay", "blue", "--", "echo", "ran")
-    assert (done.returncode, done.stdout) == (5, "")
-    assert done.stderr.splitlines() == [
-        "slim-run: slimd refuses: no overlay blue",
-        "slim-run: hint: see slimctl overlays",
-    ]
-
-
-@pytest.mark.parametrize(
-    ("netns", "complaint"),
-    [
-        ("no-such-name-here", "/run/netns/no-such-name-here: No such file"),
-        ("/proc/self/ns/mnt", "not a network namespace"),
-        ("/nowhere/at/all", "No such file"),
-        ("4194305", "/proc/4194305/ns/net: No such file"),
-        ("..", "not the name"),
-    ],
-)
-def test_a_wrong_namespace_starts_nothing(
-    slimd: FakeSlimd, launcher: Launcher, netns: str, complaint: str
-) -> None:
-    done = launcher.run("--netns", netns, "--", "echo", "ran")
-    assert (done.returncode, done.stdout) == (1, "")
-    assert complaint in done.stderr
-    assert slimd.registrations == []
-
-
 def test_another_user_gets_the_users_groups_and_no_lock_on_privileges(
     slimd: FakeSlimd, launcher: Launcher
 ) -> None:
     show = "id -u; id -g; id -G; grep NoNewPrivs /proc/self/status; grep CapEff /proc/self/status"
-    done = launcher.run("--user", "nobody", "--", "sh", "-c", show)
+    done = launcher.run("--user", "nobody", "--", "sh", "-c", show, extra_groups=[4, 5])
     groups = subprocess.check_output(["id", "-G", "nobody"], text=True).strip()
     uid, gid, own_groups, no_new_privs, capabilities = done.stdout.splitlines()
     assert (uid, gid, own_groups) == ("65534", "65534", groups)
@@ -315,39 +277,6 @@ def test_without_cap_sys_admin_no_new_privs_is_set_and_said(
     assert len(slimd.registrations) == 1
 
 
-@pytest.mark.parametrize(
-    ("name", "status", "complaint"),
-    [
-        ("no-such-command-here", 127, "not found"),
-        ("/no/such/file", 127, "not found"),
-        ("", 127, "not found"),
-        ("/etc/passwd", 126, "Permission denied"),
-        ("/", 126, "Permission denied"),
-        ("{tmp}/no-interpreter", 127, "interpreter"),
-        ("{tmp}/text", 126, "#!"),
-    ],
-)
-def test_a_command_that_cannot_be_run_gives_the_shells_status(
-    slimd: FakeSlimd, launcher: Launcher, tmp_path: Path, name: str, status: int, complaint: str
-) -> None:
-    for file, text in (("no-interpreter", "#!/no/such/interpreter\n"), ("text", "true\n")):
-        (tmp_path / file).write_text(text)
-        (tmp_path / file).chmod(0o755)
-    done = launcher.run("--", name.format(tmp=tmp_path))
-    assert done.returncode == status
-    assert complaint in done.stderr
-    assert "Traceback" not in done.stderr
-    slimd.supervisors[0].wait_for_end()
-
-
-def test_without_slimd_the_command_does_not_start(launcher: Launcher) -> None:
-    done = launcher.run("--", "echo", "ran")
-    assert (done.returncode, done.stdout) == (5, "")
-    message, hint = done.stderr.splitlines()
-    assert message.startswith(f"slim-run: cannot reach slimd at {launcher.run_dir}/run.sock")
-    assert "--fail-open" in hint
-
-
 @pytest.mark.needs_netns
 def test_fail_open_runs_the_command_in_its_namespace_without_a_filter(
     launcher: Launcher, away: str
@@ -357,64 +286,3 @@ def test_fail_open_runs_the_command_in_its_namespace_without_a_filter(
     done = launcher.run(*arguments)
     assert done.stdout.split() == [netns_of(f"/proc/{away}/ns/net"), "Seccomp:", "0", "65534"]
     assert "plain overlay" in done.stderr
-
-
-def test_fail_open_also_covers_a_slimd_of_another_version(
-    tmp_path: Path, launcher: Launcher
-) -> None:
-    with FakeSlimd(tmp_path, protocol=99):
-        done = launcher.run("--fail-open", "--", "echo", "ran")
-    assert done.stdout == "ran\n"
-    assert "version 99" in done.stderr
-
-
-def test_fail_open_cannot_make_a_namespace(launcher: Launcher) -> None:
-    done = launcher.run("--fail-open", "--overlay", "blue", "--", "echo", "ran")
-    assert (done.returncode, done.stdout) == (5, "")
-    assert "--netns" in done.stderr
-
-
-@pytest.mark.parametrize("mode", ["--fail-open", "--fail-closed"])
-@pytest.mark.parametrize(
-    ("behaviour", "complaint"),
-    [("refuse", "the host's own namespace"), ("hang up", "slimd closed the connection")],
-)
-def test_no_command_runs_under_a_filter_that_nobody_supervises(
-    tmp_path: Path, launcher: Launcher, behaviour: Behaviour, complaint: str, mode: str
-) -> None:
-    with FakeSlimd(tmp_path, behaviour) as fake:
-        done = launcher.run(mode, "--", "echo", "ran")
-        assert fake.registered.wait(10)
-    assert (done.returncode, done.stdout) == (5, "")
-    assert complaint in done.stderr
-    assert "Traceback" not in done.stderr
-
-
-def test_a_slimd_that_stays_silent_is_given_up(tmp_path: Path) -> None:
-    limited = f"from slim.broker.run import session; session.ANSWER_LIMIT_S = 1; {ENTRY}"
-    argv = [sys.executable, "-c", limited, "--run-dir", str(tmp_path), "--", "echo", "ran"]
-    with FakeSlimd(tmp_path, "stay silent") as fake:
-        done = subprocess.run(argv, capture_output=True, text=True, timeout=30)
-        fake.supervisors[0].wait_for_end()
-    assert (done.returncode, done.stdout) == (5, "")
-    assert "no answer within 1 s" in done.stderr
-
-
-def test_an_interrupt_while_waiting_ends_it_silently_with_its_filter(
-    tmp_path: Path, launcher: Launcher
-) -> None:
-    with FakeSlimd(tmp_path, "stay silent") as fake:
-        process = launcher.start("--", "echo", "ran")
-        assert fake.registered.wait(10)
-        process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=10)
-        fake.supervisors[0].wait_for_end()
-    assert (process.returncode, out, err) == (-signal.SIGINT, "", "")
-
-
-def test_slim_run_under_slim_run_names_the_cause(slimd: FakeSlimd, launcher: Launcher) -> None:
-    done = launcher.run("--", *launcher.argv("--", "echo", "ran"))
-    assert (done.returncode, done.stdout) == (1, "")
-    assert "another seccomp agent" in done.stderr
-    assert "slim-run under another slim-run" in done.stderr
-    assert len(slimd.registrations) == 1

@@ -1,0 +1,205 @@
+"""What slimd tells the tools: read from the registry, the shared records and sock_diag.
+
+Nothing here asks traps: connections are listed even while it is busy, stopped or restarting.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import logging
+import os
+import time
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from slim.broker.admin import messages as admin
+from slim.broker.connections import ConnectionRecord, read_records
+from slim.broker.kernel.namespaces import in_namespace
+from slim.broker.kernel.sock_diag import TcpSocket, dump_tcp
+from slim.broker.listeners import ListenerRecord, read_listeners
+from slim.broker.slots import SlotStore
+
+if TYPE_CHECKING:
+    from slim.broker.endpoints import Endpoint
+    from slim.broker.registry import Registry, Workload
+
+log = logging.getLogger(__name__)
+
+DENIED_KEPT_S = 60.0
+
+
+@dataclass(slots=True)
+class Snapshot:
+    """Records and the sockets behind them, at one moment."""
+
+    records: list[ConnectionRecord]
+    listeners: list[ListenerRecord]
+    sockets: dict[int, TcpSocket]
+    """By cookie; of the host and of every workload that has a record."""
+
+
+class Records:
+    """The memfd that traps writes, read-only; owns its fd."""
+
+    def __init__(self, fd: int) -> None:
+        self._store = SlotStore(fd, writable=False)
+
+    def close(self) -> None:
+        self._store.close()
+
+    def snapshot(self, registry: Registry) -> Snapshot:
+        """Takes milliseconds per thousand connections: run it beside the event loop."""
+        records = [*read_records(self._store)]
+        listeners = [*read_listeners(self._store)]
+        sockets = {sock.cookie: sock for sock in dump_tcp()}
+        for cookie in {record.workload for record in records if record.path != "fast"}:
+            workload = registry.workloads.get(cookie)
+            if workload is not None:
+                sockets.update({sock.cookie: sock for sock in _dump_in(workload)})
+        return Snapshot(records, listeners, sockets)
+
+
+def _dump_in(workload: Workload) -> list[TcpSocket]:
+    try:
+        with in_namespace(workload.netns_fd):
+            return dump_tcp()
+    except OSError as error:
+        log.debug("sockets of %s not listed: %s", workload.state.name, error)
+        return []
+
+
+class Gone:
+    """Which records may be forgotten: gone from sock_diag in two looks running."""
+
+    def __init__(self) -> None:
+        self._missing: set[int] = set()
+
+    def find(self, snapshot: Snapshot) -> list[int]:
+        now = time.time()
+        missing = set()
+        gone = []
+        for record in snapshot.records:
+            if record.path == "denied":
+                if now - record.created > DENIED_KEPT_S:
+                    gone.append(record.cookie)
+            elif record.cookie not in snapshot.sockets:
+                if record.cookie in self._missing:
+                    gone.append(record.cookie)
+                else:
+                    missing.add(record.cookie)
+        self._missing = missing
+        return gone
+
+
+def list_connections(snapshot: Snapshot, registry: Registry) -> admin.Connections:
+    """Listeners and connections as slimctl shows them; finished ones left out."""
+    now = time.time()
+    names = {workload.state.cookie: workload.state.name for workload in registry}
+    found = [_listener(listener, names, now) for listener in snapshot.listeners]
+    for record in snapshot.records:
+        sock = snapshot.sockets.get(record.cookie)
+        if sock is None and record.path != "denied":
+            continue
+        found.append(_connection(record, sock, names, now))
+    return admin.Connections(found)
+
+
+def _listener(listener: ListenerRecord, names: dict[int, str], now: float) -> admin.Connection:
+    return admin.Connection(
+        direction="listen",
+        workload=names.get(listener.workload, str(listener.workload)),
+        process=f"{listener.pid}/{listener.process}",
+        overlay_local=str(listener.local),
+        overlay_peer="",
+        host_local=str(listener.host),
+        host_peer="",
+        path="fast",
+        reason="",
+        verdict="allow",
+        rule="",
+        state="listen",
+        age_s=max(0.0, now - listener.created),
+        cookie=listener.cookie,
+    )
+
+
+def _connection(
+    record: ConnectionRecord, sock: TcpSocket | None, names: dict[int, str], now: float
+) -> admin.Connection:
+    is_fast = record.path == "fast"
+    local = record.local_endpoint()
+    if not local.port and sock is not None:
+        # Left on the overlay: the kernel chose its address after we looked.
+        local = sock.local
+    return admin.Connection(
+        direction=record.direction,
+        workload=names.get(record.workload, str(record.workload)),
+        process=f"{record.pid}/{record.process}",
+        overlay_local=_text(local),
+        overlay_peer=_text(record.peer_endpoint()),
+        host_local=_text(sock.local) if is_fast and sock is not None else "",
+        host_peer=_text(record.host_endpoint()) if is_fast else "",
+        path=record.path,
+        reason=record.reason,
+        verdict="deny" if record.path == "denied" else "allow",
+        rule=record.rule,
+        state=sock.state_name if sock is not None else "",
+        age_s=max(0.0, now - record.created),
+        cookie=record.cookie,
+    )
+
+
+def list_containers(registry: Registry, snapshot: Snapshot | None) -> admin.Containers:
+    """Containers with the counts of their workload's listeners and connections."""
+    now = time.time()
+    connections: Counter[int] = Counter()
+    if snapshot is not None:
+        for record in snapshot.records:
+            if record.cookie in snapshot.sockets:
+                connections[record.workload] += 1
+    found = []
+    for workload in registry:
+        state = workload.state
+        isolated = [
+            name
+            for name, value in (
+                ("ingress", state.isolated_ingress),
+                ("egress", state.isolated_egress),
+            )
+            if value
+        ]
+        for container in workload.containers.values():
+            found.append(
+                admin.Container(
+                    container=container.container,
+                    workload=state.name,
+                    namespace=state.namespace,
+                    labels=state.labels,
+                    overlay=state.overlay,
+                    addresses=[str(address) for address in workload.addresses],
+                    pid=container.pid,
+                    command=container.command,
+                    age_s=max(0.0, now - container.started),
+                    fail_mode=state.fail_mode,
+                    isolated=isolated,
+                    listeners=len(workload.listeners),
+                    connections=connections[state.cookie],
+                )
+            )
+    return admin.Containers(found)
+
+
+def own_version() -> str:
+    try:
+        return importlib.metadata.version("slim-broker")
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown"
+
+
+def _text(endpoint: Endpoint | None) -> str:
+    return str(endpoint) if endpoint is not None and endpoint.port else ""
+
+
+def is_running(pid: int) -> bool:
+    return pid > 0 and os.path.exists(f"/proc/{pid}")  # noqa: PTH110 - a /proc path

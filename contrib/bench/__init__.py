@@ -1,0 +1,1 @@
+"""The benchmark: host, overlay and Slim, round by round, judged by paired ratios."""

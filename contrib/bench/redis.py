@@ -1,0 +1,13 @@
+"""Redis: gets over 16 connections, one at a time each; load: redis-benchmark."""
+
+from lab.places import Contender
+from lab.programs import Redis
+
+from bench.scenario import Bar, Scenario
+
+SCENARIO = Scenario(
+    title="Redis, GET",
+    program=Redis(),
+    pinned=False,
+    bars=(Bar(against=Contender.HOST, at_least=0.95),),
+)

@@ -1,0 +1,91 @@
+"""One measurement: a load against a running server, with the processor time of its middle.
+
+The window leaves the start-up of the load (slim-run is Python) and its end out; the load's own
+result covers all of its run.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from slim.broker.errors import SlimError
+
+from lab.accounting import CpuUse, between, take_snapshot
+from lab.processes import Process
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
+
+    from lab.loads import Load
+    from lab.places import Site
+    from lab.programs import Server
+
+WINDOW_FROM = 0.3
+WINDOW_TO = 0.9
+"""Parts of the load's duration."""
+GRACE_S = 30.0
+"""How much longer than asked a load may take."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """What one load showed."""
+
+    rate: float
+    cpu: CpuUse
+    extra: dict[str, float] = field(default_factory=dict)
+
+    def cpu_us_per_operation(self) -> float:
+        """Microseconds of the whole machine, soft interrupts included."""
+        return self.cpu.machine / self.rate * 1e6
+
+    def parts_us_per_operation(self) -> dict[str, float]:
+        """Microseconds by part of the experiment."""
+        return {name: use / self.rate * 1e6 for name, use in self.cpu.parts.items()}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Conditions:
+    """How loads are run: for how long, on which core if on one, and who else's time counts."""
+
+    seconds: int
+    core: int | None = None
+    brokers: Mapping[str, int] = field(default_factory=dict)
+    """Process ids of slimd's processes by name."""
+
+
+def measure(
+    site: Site,
+    server: Server,
+    load: Load,
+    log: Path,
+    conditions: Conditions,
+    during: Callable[[], None] | None = None,
+) -> Sample:
+    """Run the load to its end; `during` is called in its middle. SlimError if the load fails."""
+    command = site.client.command(load.argv, conditions.core)
+    tool = f"{load.argv[0].rpartition('/')[2]} in {site.client.name}"
+    started = time.monotonic()
+    process = Process(tool, command, log)
+    try:
+        trees = {"server": server.process.pid, "load": process.pid}
+        process.wait(conditions.seconds * WINDOW_FROM)
+        before = take_snapshot(trees, conditions.brokers)
+        if during is not None:
+            during()
+        process.wait(conditions.seconds * WINDOW_TO - (time.monotonic() - started))
+        after = take_snapshot(trees, conditions.brokers)
+        status = process.wait(conditions.seconds + GRACE_S)
+        if status is None:
+            raise SlimError(f"{tool} did not end: {process.tail()}")
+        if server.process.status() is not None:
+            raise SlimError(f"{server.process.name} ended under load: {server.process.tail()}")
+        if status != 0:
+            raise SlimError(f"{tool}: exit status {status}: {process.tail()}")
+        result = load.parse(log.read_text(errors="replace"))
+    finally:
+        process.stop()
+    return Sample(rate=result.rate, cpu=between(before, after), extra=result.extra)
