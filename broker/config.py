@@ -279,14 +279,15 @@ def _read_discovery(file: ConfigFile) -> DiscoveryConfig:
 def _read_slim_run(file: ConfigFile) -> SlimRunConfig:
     table = file.tables.slim_run
     check_name(file.at("slim_run", "group"), table.group, GROUP_NAME)
-    namespaces = [_read_namespace(file, index) for index in range(len(table.namespace))]
-    for index, namespace in enumerate(namespaces):
-        if namespace.netns in [earlier.netns for earlier in namespaces[:index]]:
+    namespaces: dict[Path, NamespaceConfig] = {}
+    for index in range(len(table.namespace)):
+        namespace = _read_namespace(file, index)
+        if namespaces.setdefault(namespace.netns, namespace) is not namespace:
             place = file.at("slim_run", "namespace", index, "netns")
             raise place.mistake(
                 f"{namespace.netns} has an earlier table", "a namespace is one workload"
             )
-    return SlimRunConfig(group=table.group, namespaces=tuple(namespaces))
+    return SlimRunConfig(group=table.group, namespaces=tuple(namespaces.values()))
 
 
 def _read_namespace(file: ConfigFile, index: int) -> NamespaceConfig:

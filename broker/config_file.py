@@ -100,7 +100,7 @@ def _read(path: Path) -> str:
         raise ConfigError(f"{path}: line {line} is not UTF-8", hint="save it as UTF-8") from None
 
 
-_AT = re.compile(r"(?P<what>.*) \(at (?:line (?P<line>\d+), column (?P<column>\d+)|.*)\)", re.S)
+_AT = re.compile(r"(?P<what>.*) \(at (?:line (?P<line>\d+), column \d+|end of document)\)", re.S)
 
 
 def _parse(path: Path, text: str) -> dict[str, object]:
@@ -108,16 +108,18 @@ def _parse(path: Path, text: str) -> dict[str, object]:
         return tomllib.loads(text)
     except RecursionError:
         raise ConfigError(f"{path}: nested too deeply", hint="no key needs that") from None
-    except ValueError as error:
-        # TOMLDecodeError, or int() refusing a number of more than 4300 digits, without a place.
-        place, what = "", str(error)
-        if found := _AT.fullmatch(what):
-            line = found["line"] or str(len(text.splitlines()))
-            place = f"line {line}, column {found['column']}" if found["column"] else f"line {line}"
-            what = found["what"]
+    except tomllib.TOMLDecodeError as error:
+        found = _AT.fullmatch(str(error))
+        assert found is not None
+        line = found["line"] or text.count("\n") + 1
         raise ConfigError(
-            ": ".join(filter(None, (str(path), place, f"not TOML: {what}"))),
+            f"{path}: line {line}: not TOML: {found['what']}",
             hint="correct that line; strings take quotes, lists take [ ] (https://toml.io)",
+        ) from None
+    except ValueError:
+        # int() refuses more than 4300 digits, and does not say where they are.
+        raise ConfigError(
+            f"{path}: a number has thousands of digits", hint="no key needs that"
         ) from None
 
 
@@ -169,13 +171,15 @@ def _reworded(path: Path, text: str) -> ConfigError:
     if found := _TYPE.fullmatch(what):
         wanted, given = (name.removesuffix(" | null") for name in found.groups())
         what = f"must be {_TYPES.get(wanted, wanted)}, not {_TYPES.get(given, given)}"
+        if whole["at"].endswith("]") and not _is_table(steps):
+            what = f"every entry {what}"
         return _mistake(path, steps, what, _brackets(steps, wanted, given))
     if found := _BOUND.fullmatch(what):
         what = f"must be {_BOUNDS[found[1]]} {found[2]}"
     elif found := _LENGTH.fullmatch(what):
         what = f"must have {_BOUNDS[found[1]]} {found[2]} entr{'y' if found[2] == '1' else 'ies'}"
     elif found := _CHOICE.fullmatch(what):
-        what = f"{quoted(found[1])} is none of its values"
+        what = f"{quoted(found[1])} is not one of its values"
     return _mistake(path, steps, what)
 
 
@@ -208,6 +212,11 @@ def _homes(
                 yield "to the top of the file, above the first [table]"
         if key.table is not None:
             yield from _homes(name, key.table, inside)
+
+
+def _is_table(steps: tuple[Step, ...]) -> bool:
+    key = _walk(steps)[2]
+    return key is not None and key.table is not None
 
 
 def _brackets(steps: tuple[Step, ...], wanted: str, given: str) -> str:

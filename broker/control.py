@@ -70,9 +70,7 @@ class Control:
         self.counters: Counter[str] = Counter()
         self._tasks: set[asyncio.Task[None]] = set()
         self._records: reporting.Records | None = None
-        self._plugins = Plugins(
-            block=config.plugins.block, load=config.plugins.load
-        )
+        self._plugins = Plugins(block=config.plugins.block, load=config.plugins.load)
         self._plugins.configure(
             PluginSettings(
                 host=config.host.name,

@@ -25,6 +25,9 @@ def unmapped(address: Address) -> Address:
 
 def parse_address(text: str) -> Address:
     """Read one IP address; ValueError says what is wrong with it."""
+    if "%" in text:
+        # A zone (RFC 4007) would be lost in `packed16`.
+        raise ValueError(f"{text!r}: an address with a zone is of no use here")
     return unmapped(ipaddress.ip_address(text))
 
 
@@ -62,9 +65,12 @@ class Endpoint:
         host, separator, port = text.rpartition(":")
         if not separator or not port.isascii() or not port.isdigit():
             raise ValueError(f"{text!r} is not address:port")
-        if host.startswith("[") != host.endswith("]") or (":" in host and not host.startswith("[")):
-            raise ValueError(f"{text!r}: write an IPv6 address as [address]:port")
-        return cls(parse_address(host.strip("[]")), int(port))
+        bracketed = host.startswith("[") and host.endswith("]")
+        if bracketed:
+            host = host[1:-1]
+        if bracketed != (":" in host):
+            raise ValueError(f"{text!r}: write address:port, and an IPv6 one as [address]:port")
+        return cls(parse_address(host), int(port))
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +97,9 @@ class PortRange:
     def parse(cls, text: str) -> PortRange:
         """Read `first-last`; ValueError says what is wrong."""
         first, separator, last = text.partition("-")
-        if not separator or not (first.strip().isdigit() and last.strip().isdigit()):
+        if not separator or not (
+            text.isascii() and first.strip().isdigit() and last.strip().isdigit()
+        ):
             raise ValueError(f"{text!r} is not first-last, for example 20000-29999")
         return cls(int(first), int(last))
 

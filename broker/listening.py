@@ -67,7 +67,7 @@ class Listening:
             except OSError as error:
                 call.fail(error.errno or errno.EINVAL)
                 return
-            local = local_endpoint(overlay, domain)
+            local = local_endpoint(overlay)
             if not self._is_brokered(call.workload, local.address):
                 call.fail(0)
                 return
@@ -166,7 +166,7 @@ class Listening:
         host: socket.socket,
     ) -> None:
         context = self._context
-        at_host = local_endpoint(host, domain)
+        at_host = local_endpoint(host)
         dual_stack = domain == socket.AF_INET6 and not overlay.getsockopt(
             socket.IPPROTO_IPV6, socket.IPV6_V6ONLY
         )

@@ -19,6 +19,7 @@ from slim.broker.kernel.epoll import EPOLLIN, Epoll
 from slim.broker.kernel.pidfd import is_close_on_exec, pidfd_getfd, pidfd_open_thread
 from slim.broker.kernel.process_memory import process_vm_readv, process_vm_writev
 from slim.broker.kernel.socket_options import (
+    SO_DOMAIN,
     apply_options,
     copy_file_state,
     find_uncopyable,
@@ -50,11 +51,16 @@ def capture(tid: int, fd: int) -> socket.socket:
         duplicate = pidfd_getfd(pidfd, fd)
     finally:
         os.close(pidfd)
+    sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM, 0, fileno=duplicate)
     try:
-        return socket.socket(socket.AF_INET, socket.SOCK_STREAM, 0, fileno=duplicate)
+        domain = sock.getsockopt(socket.SOL_SOCKET, SO_DOMAIN)
     except OSError:
-        os.close(duplicate)
+        sock.close()
         raise
+    if domain == socket.AF_INET:
+        return sock
+    # The object sizes addresses by its family.
+    return socket.socket(domain, socket.SOCK_STREAM, 0, fileno=sock.detach())
 
 
 def observe(sock: socket.socket, call: calls.SocketCall, host_netns: int) -> Observed:
@@ -63,15 +69,14 @@ def observe(sock: socket.socket, call: calls.SocketCall, host_netns: int) -> Obs
     is_ours = facts.netns == host_netns and os.fstat(sock.fileno()).st_uid >= SYNTHETIC_UID_BASE
     observed = Observed(facts, is_ours)
     if facts.is_tcp and not is_ours and isinstance(call, calls.Connect | calls.Listen):
-        observed.local = local_endpoint(sock, facts.domain)
+        observed.local = local_endpoint(sock)
         observed.uncopyable = find_uncopyable(sock)
     return observed
 
 
-def local_endpoint(sock: socket.socket, domain: int) -> Endpoint:
-    """getsockname(2) of a captured socket, whose object does not know its family."""
-    with socket.socket(domain, socket.SOCK_STREAM, 0, fileno=os.dup(sock.fileno())) as typed:
-        return sockaddr.from_python(typed.getsockname())
+def local_endpoint(sock: socket.socket) -> Endpoint:
+    """getsockname(2) of an IPv4 or IPv6 socket."""
+    return sockaddr.from_python(sock.getsockname())
 
 
 def make_alike(

@@ -30,9 +30,9 @@ PARTS = re.compile(r"^(Returns|Must|If it raises|:param \w+):\s*", re.MULTILINE)
 def render() -> str:
     """The whole of docs/hooks.md."""
     lines = [HEADER + inspect.cleandoc(hookspecs.__doc__ or ""), ""]
-    for section, names in sections():
+    for section, hooks in sections():
         lines += [f"## {section.capitalize()}", ""]
-        for name in names:
+        for name in hooks:
             lines += _hook(getattr(hookspecs, name))
     names = ", ".join(f"`{name}`" for name in sorted(plugin_api.__all__, key=str.lower))
     lines += ["## What a plugin may import", "", f"From `slim.broker.plugin_api`: {names}."]

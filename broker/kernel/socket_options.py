@@ -129,16 +129,11 @@ class SocketFacts:
     nonblocking: bool
 
 
-def borrow(fd: int, domain: int = socket.AF_INET) -> socket.socket:
-    """A socket object around an fd that it does not own: detach() it, never close it."""
-    return socket.socket(domain, socket.SOCK_STREAM, 0, fileno=fd)
-
-
 def read_facts(sock: socket.socket) -> SocketFacts:
-    """socket(7) options that tell what this is; OSError ENOTSOCK for any other file. Linux 5.14."""
+    """SO_COOKIE and the other options of socket(7) that tell what this is, Linux 5.14."""
     get = sock.getsockopt
     cookie = int.from_bytes(get(_SOL, SO_COOKIE, 8), "little")
-    domain = get(_SOL, SO_DOMAIN)
+    domain = int(sock.family)
     is_tcp = (
         domain in (socket.AF_INET, socket.AF_INET6)
         and get(_SOL, socket.SO_TYPE) == socket.SOCK_STREAM

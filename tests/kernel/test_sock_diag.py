@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
 import select
 import socket
 import struct
@@ -30,10 +31,9 @@ if TYPE_CHECKING:
 ESTABLISHED = 1
 LISTEN = 10
 TIME_WAIT = 6
-ANY_IPV4 = Endpoint(parse_address("0.0.0.0"), 0)
 
 
-@pytest.fixture()
+@pytest.fixture
 def sockets() -> Iterator[contextlib.ExitStack]:
     with contextlib.ExitStack() as stack:
         yield stack
@@ -44,7 +44,11 @@ class Pair:
 
     def __init__(self, sockets: contextlib.ExitStack, address: str = "127.0.0.1") -> None:
         family = socket.AF_INET6 if ":" in address else socket.AF_INET
-        self.listener = sockets.enter_context(socket.create_server((address, 0), family=family))
+        self.listener = sockets.enter_context(
+            socket.create_server(
+                (address, 0), family=family, dualstack_ipv6=family == socket.AF_INET6
+            )
+        )
         self.client = sockets.enter_context(socket.socket(family))
         self.client.connect(self.listener.getsockname())
         self.server = sockets.enter_context(self.listener.accept()[0])
@@ -70,9 +74,7 @@ def eventually(condition: Callable[[], bool], timeout_s: float = 5.0) -> None:
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1", "::1", "::ffff:127.0.0.1"])
-def test_dump_shows_the_listener_and_both_ends(
-    sockets: contextlib.ExitStack, address: str
-) -> None:
+def test_dump_shows_the_listener_and_both_ends(sockets: contextlib.ExitStack, address: str) -> None:
     pair = Pair(sockets, address)
     found = {one.cookie: one for one in dump_tcp()}
 
@@ -87,8 +89,6 @@ def test_dump_shows_the_listener_and_both_ends(
 
 
 def _link_of(sock: socket.socket) -> str:
-    import os
-
     return os.readlink(f"/proc/self/fd/{sock.fileno()}")
 
 
@@ -126,9 +126,7 @@ def test_info_counts_what_crossed_the_connection(sockets: contextlib.ExitStack) 
         pass
 
     (client,) = dump_tcp(source_ports=only(local(pair.client)), info=True)
-    (server,) = dump_tcp(
-        source_ports=only(local(pair.server)), states=1 << ESTABLISHED, info=True
-    )
+    (server,) = dump_tcp(source_ports=only(local(pair.server)), states=1 << ESTABLISHED, info=True)
     assert server.bytes_received == 1000
     # The SYN counts as one acknowledged byte.
     assert client.bytes_acked == 1001
@@ -190,7 +188,7 @@ def test_find_gives_none_once_the_listener_is_closed() -> None:
     assert find_tcp(cookie, endpoint, None) is None
 
 
-@pytest.mark.needs_root()
+@pytest.mark.needs_root
 @pytest.mark.parametrize("address", ["127.0.0.1", "::1", "::ffff:127.0.0.1"])
 def test_destroy_aborts_both_ends(sockets: contextlib.ExitStack, address: str) -> None:
     pair = Pair(sockets, address)
@@ -205,7 +203,7 @@ def test_destroy_aborts_both_ends(sockets: contextlib.ExitStack, address: str) -
         pair.server.recv(1)
 
 
-@pytest.mark.needs_root()
+@pytest.mark.needs_root
 def test_destroy_of_a_socket_that_is_gone_says_so(sockets: contextlib.ExitStack) -> None:
     pair = Pair(sockets)
     found = find_tcp(read_cookie(pair.client), local(pair.client), peer(pair.client))
@@ -214,22 +212,20 @@ def test_destroy_of_a_socket_that_is_gone_says_so(sockets: contextlib.ExitStack)
     assert destroy_tcp(found) is False
 
 
-@pytest.mark.needs_root()
+@pytest.mark.needs_root
 def test_destroy_never_takes_another_socket_of_the_same_addresses(
     sockets: contextlib.ExitStack,
 ) -> None:
     pair = Pair(sockets)
     found = find_tcp(read_cookie(pair.client), local(pair.client), peer(pair.client))
     assert found is not None
-    impostor = TcpSocket(
-        found.family, found.state, found.local, found.peer, found.cookie + 1, 0, 0
-    )
+    impostor = TcpSocket(found.family, found.state, found.local, found.peer, found.cookie + 1, 0, 0)
     assert destroy_tcp(impostor) is False
     pair.client.sendall(b"x")
     assert pair.server.recv(1) == b"x"
 
 
-@pytest.mark.needs_root()
+@pytest.mark.needs_root
 def test_destroy_of_a_member_of_a_reuseport_group_that_the_kernel_cannot_name_is_an_error(
     sockets: contextlib.ExitStack,
 ) -> None:
@@ -239,18 +235,22 @@ def test_destroy_of_a_member_of_a_reuseport_group_that_the_kernel_cannot_name_is
         sockets.enter_context(socket.create_server(first.getsockname(), reuse_port=True))
         for _ in range(7)
     ]
-    left = {read_cookie(member): member for member in group}
-    for cookie, member in left.items():
+    refused: list[int | None] = []
+    for member in group:
+        cookie = read_cookie(member)
         found = find_tcp(cookie, local(member), None)
         assert found is not None
         try:
-            assert destroy_tcp(found) is True
+            destroy_tcp(found)
         except OSError as error:
-            assert error.errno in (errno.ENOENT, errno.ESTALE)
+            refused.append(error.errno)
+        alive = cookies_alive(source_ports=only(local(first)))
+        assert (cookie in alive) is bool(refused)
+        if refused:
             break
-    else:
-        pytest.fail("the kernel named each of eight members")
-    assert cookie in cookies_alive(source_ports=only(local(first)))
+    # It picks by a hash: that it picks all eight in turn has a chance of 1 in 40,320.
+    assert refused
+    assert refused[0] in (errno.ENOENT, errno.ESTALE)
 
 
 def test_cookies_alive_are_those_of_all_sockets(sockets: contextlib.ExitStack) -> None:
@@ -268,13 +268,11 @@ def test_cookies_alive_agree_with_a_dump_of_many_datagrams(
     sockets: contextlib.ExitStack,
 ) -> None:
     listener = sockets.enter_context(socket.create_server(("127.0.0.1", 0), backlog=512))
-    clients = []
-    for _ in range(500):
-        clients.append(sockets.enter_context(socket.create_connection(listener.getsockname())))
+    clients = [
+        sockets.enter_context(socket.create_connection(listener.getsockname())) for _ in range(500)
+    ]
     ports = only(local(listener))
-    assert {one.cookie for one in dump_tcp(source_ports=ports)} == cookies_alive(
-        source_ports=ports
-    )
+    assert {one.cookie for one in dump_tcp(source_ports=ports)} == cookies_alive(source_ports=ports)
     assert len(cookies_alive(source_ports=ports)) == 501
     assert {read_cookie(client) for client in clients} <= cookies_alive()
 
@@ -289,7 +287,7 @@ def test_a_closed_connection_waits_under_its_own_cookie(sockets: contextlib.Exit
     assert cookie not in cookies_alive(states=sock_diag.ALL_STATES & ~(1 << TIME_WAIT))
 
 
-@pytest.mark.needs_root()
+@pytest.mark.needs_root
 @pytest.mark.parametrize("address", ["127.0.0.1", "::1", "0.0.0.0", "::"])
 def test_death_of_a_listener_is_told(sockets: contextlib.ExitStack, address: str) -> None:
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
@@ -309,7 +307,7 @@ def test_death_of_a_listener_is_told(sockets: contextlib.ExitStack, address: str
     assert not deaths.overflowed
 
 
-@pytest.mark.needs_root()
+@pytest.mark.needs_root
 def test_deaths_of_other_sockets_wake_nobody(sockets: contextlib.ExitStack) -> None:
     inside = Pair(sockets)
     outside = Pair(sockets)
@@ -326,25 +324,26 @@ def test_deaths_of_other_sockets_wake_nobody(sockets: contextlib.ExitStack) -> N
     assert deaths.receive() == [cookie]
 
 
-@pytest.mark.needs_root()
+@pytest.mark.needs_root
 def test_lost_events_are_admitted(sockets: contextlib.ExitStack) -> None:
-    blocker = sockets.enter_context(socket.create_server(("127.0.0.1", 0)))
+    last = sockets.enter_context(socket.create_server(("127.0.0.1", 0)))
     deaths = sockets.enter_context(contextlib.closing(ListenerDeaths(PortRange(1, 65535))))
-    received: list[int] = []
+    queue = sockets.enter_context(
+        socket.fromfd(deaths.fileno(), socket.AF_NETLINK, socket.SOCK_RAW)
+    )
+    # The kernel's least: room for a few events.
+    queue.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
 
-    def overflow() -> bool:
-        for _ in range(200):
+    def lose_some() -> bool:
+        for _ in range(50):
             socket.create_server(("127.0.0.1", 0)).close()
-        # Only a full queue reports itself, so it must fill up between two looks at it.
-        eventually(lambda: bool(select.select([deaths], [], [], 0)[0]))
-        return len(received) < 0 or _is_full(deaths)
+        deaths.receive()
+        return deaths.overflowed
 
-    eventually(overflow, timeout_s=20.0)
-    deaths.receive()
-    assert deaths.overflowed
+    eventually(lose_some)
 
     deaths.overflowed = False
-    cookie = read_cookie(blocker)
-    blocker.close()
-    eventually(lambda: cookie in received or bool(received.extend(deaths.receive())))
-    assert not deaths.overflowed
+    queue.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
+    cookie = read_cookie(last)
+    last.close()
+    eventually(lambda: cookie in deaths.receive())

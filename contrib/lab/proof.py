@@ -1,0 +1,53 @@
+"""Proof, from slimd itself, that the connections of a load take the fast path."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from slim.broker.errors import SlimError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from lab.slimd import ConnectionRow, Slimd
+
+FAST = "fast"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Proof:
+    """What `slimctl connections` showed of one load, while it ran."""
+
+    fast: int
+    """Connections of the client's host on the fast path."""
+    others: dict[str, int]
+    """The other ones: how many for which reason."""
+    shown: dict[str, str]
+    """What `slimctl connections` printed, by host."""
+
+    def __str__(self) -> str:
+        total = self.fast + sum(self.others.values())
+        reasons = ", ".join(f"{count} {reason}" for reason, count in self.others.items())
+        return f"{self.fast} of {total} connections fast" + (f" ({reasons})" if reasons else "")
+
+
+def collect_proof(slimds: Sequence[Slimd]) -> Proof:
+    """Ask both hosts, the client's first; SlimError if nothing there is fast."""
+    fast, others = count_paths(slimds[0].connections())
+    if not fast:
+        reasons = ", ".join(others) or "slimd knows of no connection"
+        raise SlimError(f"no connection takes the fast path: {reasons}")
+    shown = {slimd.host: slimd.slimctl("connections") for slimd in slimds}
+    return Proof(fast=fast, others=others, shown=shown)
+
+
+def count_paths(rows: Sequence[ConnectionRow]) -> tuple[int, dict[str, int]]:
+    """How many outbound connections are fast, and how many are not for which reason."""
+    paths = Counter(
+        FAST if row.path == FAST else f"{row.path}: {row.reason or 'no reason given'}"
+        for row in rows
+        if row.direction == "out"
+    )
+    return paths.pop(FAST, 0), dict(paths)
