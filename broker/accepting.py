@@ -270,7 +270,6 @@ class Acceptor:
             waiter.timer.cancel()
         family = state.listener.family
         try:
-            call.ensure_valid()
             if asked.address:
                 write_name(call, asked.address, asked.length, ready.peer, family)
             cookie = read_cookie(ready.sock)

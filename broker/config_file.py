@@ -100,20 +100,18 @@ def _read(path: Path) -> str:
         raise ConfigError(f"{path}: line {line} is not UTF-8", hint="save it as UTF-8") from None
 
 
-_AT = re.compile(r"(?P<what>.*) \(at (?:line (?P<line>\d+), column \d+|end of document)\)", re.S)
-
-
 def _parse(path: Path, text: str) -> dict[str, object]:
     try:
         return tomllib.loads(text)
     except RecursionError:
         raise ConfigError(f"{path}: nested too deeply", hint="no key needs that") from None
     except tomllib.TOMLDecodeError as error:
-        found = _AT.fullmatch(str(error))
-        assert found is not None
-        line = found["line"] or text.count("\n") + 1
+        what, _, at = str(error).partition(" (at ")
+        # The other form is "at end of document".
+        found = re.match(r"line (\d+)", at)
+        line = found[1] if found else text.count("\n") + 1
         raise ConfigError(
-            f"{path}: line {line}: not TOML: {found['what']}",
+            f"{path}: line {line}: not TOML: {what}",
             hint="correct that line; strings take quotes, lists take [ ] (https://toml.io)",
         ) from None
     except ValueError:

@@ -132,7 +132,6 @@ class Connector:
             reset(new)
             return "short-syn"
         try:
-            call.ensure_valid()
             swap(call, fd, old, new)
         except OtherCopyAlive:
             reset(new)

@@ -44,7 +44,7 @@ class ConnectionRecord(msgspec.Struct, frozen=True, array_like=True):
     reason: str
     rule: str
     pid: int
-    process: str
+    """The thread that called."""
     created: float
     """time.time()"""
 

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Protocol
 
 from slim.broker.connections import ConnectionRecord, pack
 from slim.broker.endpoints import Address, Endpoint, PortRange, from_packed16
-from slim.broker.kernel.pidfd import command_name
 from slim.broker.kernel.namespaces import netns_cookie
 
 if TYPE_CHECKING:
@@ -27,9 +26,6 @@ if TYPE_CHECKING:
     from slim.broker.loop import Loop
     from slim.broker.supervisor import PendingCall
     from slim.broker.workloads import Workload
-
-MAX_PROCESS_NAME = 15
-"""TASK_COMM_LEN without its end."""
 
 
 class ControlLink(Protocol):
@@ -119,7 +115,6 @@ class TrapContext:
                 reason=reason[:80],
                 rule=rule[:80],
                 pid=call.tid,
-                process=command_name(call.tid)[:MAX_PROCESS_NAME],
                 created=time.time(),
             )
         )

@@ -44,7 +44,6 @@ class ListenerRecord(msgspec.Struct, frozen=True, array_like=True):
     host_address: bytes
     host_port: int
     pid: int
-    process: str
     created: float
 
     @property

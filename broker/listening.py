@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from slim.broker.admission.keyring import boottime
 from slim.broker.endpoints import Address, Endpoint, packed16
 from slim.broker.kernel import sockaddr
-from slim.broker.kernel.pidfd import command_name, is_close_on_exec
+from slim.broker.kernel.pidfd import is_close_on_exec
 from slim.broker.kernel.sock_diag import ListenerDeaths, find_tcp
 from slim.broker.kernel.socket_options import read_cookie
 from slim.broker.listeners import ListenerRecord
@@ -180,7 +180,6 @@ class Listening:
             host_address=packed16(at_host.address),
             host_port=at_host.port,
             pid=call.tid,
-            process=command_name(call.tid),
             created=time.time(),
         )
         retained = socket.socket(

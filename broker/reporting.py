@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import logging
-import os
 import time
 from collections import Counter
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING
 from slim.broker.admin import messages as admin
 from slim.broker.connections import ConnectionRecord, read_records
 from slim.broker.kernel.namespaces import in_namespace
+from slim.broker.kernel.pidfd import command_name
 from slim.broker.kernel.sock_diag import TcpSocket, dump_tcp
 from slim.broker.listeners import ListenerRecord, read_listeners
 from slim.broker.slots import SlotStore
@@ -109,7 +109,7 @@ def _listener(listener: ListenerRecord, names: dict[int, str], now: float) -> ad
     return admin.Connection(
         direction="listen",
         workload=names.get(listener.workload, str(listener.workload)),
-        process=f"{listener.pid}/{listener.process}",
+        process=_process(listener.pid),
         overlay_local=str(listener.local),
         overlay_peer="",
         host_local=str(listener.host),
@@ -135,7 +135,7 @@ def _connection(
     return admin.Connection(
         direction=record.direction,
         workload=names.get(record.workload, str(record.workload)),
-        process=f"{record.pid}/{record.process}",
+        process=_process(record.pid),
         overlay_local=_text(local),
         overlay_peer=_text(record.peer_endpoint()),
         host_local=_text(sock.local) if is_fast and sock is not None else "",
@@ -190,6 +190,11 @@ def list_containers(registry: Registry, snapshot: Snapshot | None) -> admin.Cont
     return admin.Containers(found)
 
 
+def _process(pid: int) -> str:
+    # Looked up when somebody asks: in the trap path it would cost every connection.
+    return f"{pid}/{command_name(pid)}"
+
+
 def own_version() -> str:
     try:
         return importlib.metadata.version("slim-broker")
@@ -199,7 +204,3 @@ def own_version() -> str:
 
 def _text(endpoint: Endpoint | None) -> str:
     return str(endpoint) if endpoint is not None and endpoint.port else ""
-
-
-def is_running(pid: int) -> bool:
-    return pid > 0 and os.path.exists(f"/proc/{pid}")  # noqa: PTH110 - a /proc path

@@ -2,6 +2,4 @@
 
 from bench import bulk, crr, memcached, nginx, postgres, redis, rr
 
-SCENARIOS = tuple(
-    module.SCENARIO for module in (bulk, rr, crr, nginx, memcached, redis, postgres)
-)
+SCENARIOS = tuple(module.SCENARIO for module in (bulk, rr, crr, nginx, memcached, redis, postgres))

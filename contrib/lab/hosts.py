@@ -116,7 +116,18 @@ class Lab:
         self._add_namespace(container.netns)
         port = f"veth{number}"
         mtu = str(OVERLAY_MTU)
-        ip(container.netns, "link", "add", "eth0", "type", "veth", "peer", port, "netns", host.netns)
+        ip(
+            container.netns,
+            "link",
+            "add",
+            "eth0",
+            "type",
+            "veth",
+            "peer",
+            port,
+            "netns",
+            host.netns,
+        )
         ip(host.netns, "link", "set", port, "master", "br0", "mtu", mtu, "up")
         _set_addresses(
             container.netns,
@@ -156,7 +167,18 @@ class Lab:
             self.hosts[name] = host
             self._add_namespace(host.netns)
         first, second = self.hosts.values()
-        ip(first.netns, "link", "add", "eth0", "type", "veth", "peer", "eth0", "netns", second.netns)
+        ip(
+            first.netns,
+            "link",
+            "add",
+            "eth0",
+            "type",
+            "veth",
+            "peer",
+            "eth0",
+            "netns",
+            second.netns,
+        )
         for host in self.hosts.values():
             _set_addresses(
                 host.netns,

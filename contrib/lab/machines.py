@@ -75,7 +75,9 @@ class Machine:
         named = Path("/run/netns") / container.netns
         self.path(str(named)).touch()
         # The namespace is opened by us (fd 9): the host's own /run/netns does not have it yet.
-        script = f"exec 9<{named}; exec {' '.join(self.prefix)} mount --bind /proc/self/fd/9 {named}"
+        script = (
+            f"exec 9<{named}; exec {' '.join(self.prefix)} mount --bind /proc/self/fd/9 {named}"
+        )
         run("sh", "-ec", script)
 
     def _fill(self, private: list[Path]) -> None:

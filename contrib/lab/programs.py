@@ -216,7 +216,12 @@ class Postgres:
 
 
 def start_server(
-    name: str, place: Place, argv: tuple[str, ...], endpoint: Endpoint, directory: Path, core: int | None
+    name: str,
+    place: Place,
+    argv: tuple[str, ...],
+    endpoint: Endpoint,
+    directory: Path,
+    core: int | None,
 ) -> Server:
     """Start it and wait until its port is open in its own network namespace."""
     process = Process(f"{name} in {place.name}", place.command(argv, core), directory / "log")
@@ -234,5 +239,3 @@ def _succeeds(argv: list[str]) -> bool:
     except SlimError:
         return False
     return True
-
-

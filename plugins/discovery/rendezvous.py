@@ -232,7 +232,12 @@ class Rendezvous:
         if len(answer) <= QUESTION.size:
             return answer
         if not self.counters["answers_too_long"]:
-            log.error("rendezvous needs a smaller certificate, as slimctl pki makes them")
+            log.error(
+                "rendezvous: an answer would have %d bytes, the limit is %d: give this host a "
+                "certificate with fewer networks",
+                len(answer),
+                QUESTION.size,
+            )
         self.counters["answers_too_long"] += 1
         return None
 
