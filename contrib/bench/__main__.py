@@ -13,13 +13,13 @@ import msgspec
 from lab.places import Contender
 from lab.testbed import Testbed
 from rich.console import Console
-from slim.broker.errors import SlimError
 
 from bench.machine import describe_machine
 from bench.report import absent_lines, format_estimate, format_rate, render_markdown, sample_lines
 from bench.rounds import Rounds
 from bench.statistics import Verdict
 from bench.suite import SCENARIOS
+from slim.broker.errors import SlimError
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -32,9 +32,10 @@ MOST_ROUNDS = 60
 QUICK_ROUNDS = 3
 
 _EPILOG = """\
-Scenarios: connections are kept (rr, nginx, memcached, redis, postgres), made anew (crr), or one big
-stream (bulk). Latency and set-up are measured with both ends and slimd on one core, throughput on
-all of them. Rounds are added until the 95 % interval of every ratio with a bar is narrower than 2 %.
+Scenarios: connections are kept (rr, nginx, memcached, redis, postgres), made anew (crr), or one
+big stream (bulk). Latency and set-up are measured with both ends and slimd on one core, throughput
+on all of them. Rounds are added until the 95 % interval of every ratio with a bar is narrower than
+2 %.
 
 exit status: 0; 1 if a bar fails, or a contender that was asked for could not run.
 """

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from lab.commands import run
 from lab.loads import Load, Result
 from lab.programs import Server, start_server
+
 from slim.broker.endpoints import Endpoint
 from slim.broker.errors import SlimError
 

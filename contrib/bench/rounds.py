@@ -12,9 +12,9 @@ from lab.hosts import uninterrupted
 from lab.measuring import Conditions, Sample, measure
 from lab.places import Contender
 from lab.proof import collect_proof
-from slim.broker.errors import SlimError
 
 from bench.results import Results
+from slim.broker.errors import SlimError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

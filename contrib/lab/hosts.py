@@ -21,10 +21,9 @@ from ipaddress import IPv4Network, IPv6Network, ip_interface
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-from slim.broker.errors import SlimError
-
 from lab.commands import find_missing, run
 from lab.places import Place, enter_network
+from slim.broker.errors import SlimError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -7,7 +7,6 @@ mount namespace; it dies with us, and the mounts with it.
 from __future__ import annotations
 
 import os
-import shutil
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
@@ -74,18 +73,17 @@ class Machine:
         """Give the container's namespace its name on this host; others stay unknown here."""
         named = Path("/run/netns") / container.netns
         self.path(str(named)).touch()
-        # The namespace is opened by us (fd 9): the host's own /run/netns does not have it yet.
-        script = (
-            f"exec 9<{named}; exec {' '.join(self.prefix)} mount --bind /proc/self/fd/9 {named}"
-        )
-        run("sh", "-ec", script)
+        # The host cannot see the namespace's name with us, so we open it (fd 9). mount(8) must
+        # leave that to the kernel: as a name it would be the very file that is mounted over.
+        mount = ("mount", "--no-canonicalize", "--bind", "/proc/self/fd/9", str(named))
+        run("sh", "-ec", f"exec 9<{named}; exec {' '.join((*self.prefix, *mount))}")
 
     def _fill(self, private: list[Path]) -> None:
         for path in private:
             inside = self.path(str(path))
             inside.parent.mkdir(parents=True, exist_ok=True)
             if path == Path("/etc"):
-                shutil.copytree(path, inside, symlinks=True, ignore_dangling_symlinks=True)
+                run("cp", "--archive", str(path), str(inside))
             else:
                 inside.mkdir()
         self.path("/run/netns").mkdir()

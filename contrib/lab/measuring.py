@@ -10,10 +10,9 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from slim.broker.errors import SlimError
-
 from lab.accounting import CpuUse, between, take_snapshot
 from lab.processes import Process
+from slim.broker.errors import SlimError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

@@ -63,7 +63,7 @@ class Process:
             return None
 
     def wait_until(self, ready: Callable[[], bool], timeout_s: float) -> None:
-        """Poll until `ready`; SlimError with the log's end if it dies before, or never gets there."""
+        """Poll until `ready`; SlimError with the log's end if it dies before or takes too long."""
         deadline = time.monotonic() + timeout_s
         while not ready():
             if self.status() is not None:

@@ -9,12 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from slim.broker.endpoints import Endpoint
-from slim.broker.errors import SlimError
-
 from lab import loads
 from lab.commands import run
 from lab.processes import Process, is_listening
+from slim.broker.endpoints import Endpoint
+from slim.broker.errors import SlimError
 
 if TYPE_CHECKING:
     from lab.loads import Load
@@ -131,8 +130,8 @@ class Redis:
     def start(self, place: Place, directory: Path, core: int | None) -> Server:
         endpoint = Endpoint(place.address, self.port)
         where = ("--bind", str(place.address), "--port", str(self.port), "--dir", str(directory))
-        argv = ("redis-server", *where, "--save", "", "--appendonly", "no")
-        argv = (*argv, "--protected-mode", "no")
+        keep = ("--save", "", "--appendonly", "no", "--protected-mode", "no")
+        argv = ("redis-server", *where, *keep)
         return start_server(self.name, place, argv, endpoint, directory, core)
 
     def load(self, server: Endpoint, seconds: int, rate: float | None) -> Load:

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 import msgspec
-from slim.broker.errors import SlimError
 
 from lab.commands import run
 from lab.hosts import OVERLAY4, OVERLAY6, uninterrupted
 from lab.places import Place
 from lab.processes import Process
+from slim.broker.errors import SlimError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

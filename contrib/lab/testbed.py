@@ -6,12 +6,11 @@ import contextlib
 import logging
 from typing import TYPE_CHECKING, Self
 
-from slim.broker.errors import SlimError
-
 from lab.hosts import Lab, uninterrupted
 from lab.machines import Machine
 from lab.places import Contender, Site
 from lab.slimd import Slimd, make_authority
+from slim.broker.errors import SlimError
 
 if TYPE_CHECKING:
     from collections.abc import Collection

@@ -6,11 +6,11 @@ import re
 from pathlib import Path
 
 import pytest
-from support.configuration import load_text
 
 from slim.broker.config_example import render_example
 from slim.broker.config_tables import ConfigTables, keys_of
 from slim.broker.endpoints import Endpoint
+from support.configuration import load_text
 
 EXAMPLE = Path(__file__).parents[3] / "contrib" / "examples" / "slimd.toml"
 
@@ -20,19 +20,19 @@ def uncommented() -> str:
     return re.sub(r"(?m)^#(?=\S)", "", render_example())
 
 
-def test_the_example_file_is_rendered_from_the_types():
+def test_the_example_file_is_rendered_from_the_types() -> None:
     assert EXAMPLE.read_text() == render_example(), (
         "run: python -m slim.broker.config_example > contrib/examples/slimd.toml"
     )
 
 
-def test_the_example_is_valid_as_it_is(tmp_path):
+def test_the_example_is_valid_as_it_is(tmp_path: Path) -> None:
     config = load_text(tmp_path, render_example())
     assert config.guard == "portable"
     assert config.peers is None
 
 
-def test_the_example_shows_the_defaults(tmp_path):
+def test_the_example_shows_the_defaults(tmp_path: Path) -> None:
     """Writing every key of a table that may be empty changes nothing."""
     plain = load_text(tmp_path, render_example())
     (tmp_path / "pki").mkdir()
@@ -45,7 +45,7 @@ def test_the_example_shows_the_defaults(tmp_path):
     assert full.slim_run.group == plain.slim_run.group
 
 
-def test_the_example_is_valid_with_every_key_written(tmp_path):
+def test_the_example_is_valid_with_every_key_written(tmp_path: Path) -> None:
     (tmp_path / "pki").mkdir()
     for name in ("host.crt", "host.key", "authority.crt"):
         (tmp_path / "pki" / name).touch()
@@ -58,7 +58,7 @@ def test_the_example_is_valid_with_every_key_written(tmp_path):
     assert config.plugin_settings == {"static": {}}
 
 
-def test_each_optional_key_can_be_taken_into_use_alone(tmp_path):
+def test_each_optional_key_can_be_taken_into_use_alone(tmp_path: Path) -> None:
     """Its table is there already, unless that has keys that must be written with it."""
     text = render_example()
     alone = [
@@ -71,12 +71,12 @@ def test_each_optional_key_can_be_taken_into_use_alone(tmp_path):
         load_text(tmp_path, text[: found.start()] + text[found.end() :])
 
 
-def test_no_line_is_wider_than_a_page():
+def test_no_line_is_wider_than_a_page() -> None:
     assert max(len(line) for line in render_example().splitlines()) <= 100
 
 
 @pytest.mark.parametrize("name", keys_of(ConfigTables))
-def test_every_key_is_in_the_example_with_its_comment(name):
+def test_every_key_is_in_the_example_with_its_comment(name: str) -> None:
     key = keys_of(ConfigTables)[name]
     words = " ".join(line.removeprefix("# ") for line in render_example().splitlines())
     inner = [key] if key.table is None else [*keys_of(key.table).values()]

@@ -7,11 +7,11 @@ import socket
 from typing import TYPE_CHECKING
 
 import pytest
-from support.configuration import GUARD, HOST, OVERLAY, PEERS, config_text, load_text
 
 from slim.broker.config import load_config
 from slim.broker.config_file import MAX_BYTES
 from slim.broker.errors import ConfigError
+from support.configuration import GUARD, HOST, OVERLAY, PEERS, config_text, load_text
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -40,26 +40,26 @@ def mistake_in(directory: Path, text: str | bytes) -> tuple[str, str]:
 # --- the file ---------------------------------------------------------------------------------
 
 
-def test_a_missing_file_is_named(tmp_path):
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
     path = tmp_path / "no.toml"
     error = mistake(path)
     assert error.message == f"{path}: cannot read the configuration: No such file or directory"
     assert error.exit_code == 2
 
 
-def test_a_directory_is_refused(tmp_path):
+def test_a_directory_is_refused(tmp_path: Path) -> None:
     error = mistake(tmp_path)
     assert error.message == f"{tmp_path}: cannot read the configuration: Is a directory"
 
 
-def test_a_fifo_is_refused_and_not_waited_for(tmp_path):
+def test_a_fifo_is_refused_and_not_waited_for(tmp_path: Path) -> None:
     path = tmp_path / "slimd.toml"
     os.mkfifo(path)
     error = mistake(path)
     assert error.message == f"{path}: cannot read the configuration: Not a regular file"
 
 
-def test_a_socket_is_refused(tmp_path, monkeypatch):
+def test_a_socket_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind("slimd.toml")
@@ -67,32 +67,32 @@ def test_a_socket_is_refused(tmp_path, monkeypatch):
     assert "No such device or address" in error.message
 
 
-def test_refused_files_are_not_kept_open(tmp_path):
+def test_refused_files_are_not_kept_open(tmp_path: Path) -> None:
     before = os.listdir("/proc/self/fd")
     mistake(tmp_path)
     assert os.listdir("/proc/self/fd") == before
 
 
-def test_a_relative_path_becomes_absolute(tmp_path, monkeypatch):
+def test_a_relative_path_becomes_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     load_text(tmp_path, config_text())
     monkeypatch.chdir(tmp_path)
     relative = (tmp_path / "slimd.toml").relative_to(tmp_path)
     assert load_config(relative).path == tmp_path / "slimd.toml"
 
 
-def test_a_file_of_one_mebibyte_is_read(tmp_path):
+def test_a_file_of_one_mebibyte_is_read(tmp_path: Path) -> None:
     text = config_text()
     padded = text + "#" * (MAX_BYTES - len(text))
     assert load_text(tmp_path, padded).host.name == "a"
 
 
-def test_a_file_of_more_than_one_mebibyte_is_refused(tmp_path):
+def test_a_file_of_more_than_one_mebibyte_is_refused(tmp_path: Path) -> None:
     text = config_text()
     padded = text + "#" * (MAX_BYTES - len(text) + 1)
     assert mistake_in(tmp_path, padded)[0] == "larger than 1048576 bytes"
 
 
-def test_a_file_that_is_not_utf8_is_refused_with_the_line(tmp_path):
+def test_a_file_that_is_not_utf8_is_refused_with_the_line(tmp_path: Path) -> None:
     message, hint = mistake_in(tmp_path, b'guard = "portable"\n# caf\xe9\n')
     assert message == "line 2 is not UTF-8"
     assert hint == "save it as UTF-8"
@@ -107,7 +107,7 @@ def test_a_file_that_is_not_utf8_is_refused_with_the_line(tmp_path):
         ("a = [1,\n", "line 2: not TOML: Invalid value"),
     ],
 )
-def test_a_syntax_error_is_named_with_its_line(tmp_path, text, message):
+def test_a_syntax_error_is_named_with_its_line(tmp_path: Path, text: str, message: str) -> None:
     told, hint = mistake_in(tmp_path, text)
     assert told == message
     assert "correct that line" in hint
@@ -120,7 +120,9 @@ def test_a_syntax_error_is_named_with_its_line(tmp_path, text, message):
         ("a = " + "9" * 5000, "a number has thousands of digits"),
     ],
 )
-def test_a_file_made_to_exhaust_the_parser_is_refused(tmp_path, text, message):
+def test_a_file_made_to_exhaust_the_parser_is_refused(
+    tmp_path: Path, text: str, message: str
+) -> None:
     assert mistake_in(tmp_path, text)[0] == message
 
 
@@ -178,7 +180,9 @@ def test_a_file_made_to_exhaust_the_parser_is_refused(tmp_path, text, message):
         ),
     ],
 )
-def test_an_unknown_key_is_named_with_the_nearest_known_one(tmp_path, text, message, hint):
+def test_an_unknown_key_is_named_with_the_nearest_known_one(
+    tmp_path: Path, text: str, message: str, hint: str
+) -> None:
     assert mistake_in(tmp_path, text) == (message, hint)
 
 
@@ -212,7 +216,9 @@ def test_an_unknown_key_is_named_with_the_nearest_known_one(tmp_path, text, mess
         ),
     ],
 )
-def test_a_key_of_another_table_is_sent_there(tmp_path, text, message, hint):
+def test_a_key_of_another_table_is_sent_there(
+    tmp_path: Path, text: str, message: str, hint: str
+) -> None:
     assert mistake_in(tmp_path, text) == (message, hint)
 
 
@@ -245,13 +251,13 @@ def test_a_key_of_another_table_is_sent_there(tmp_path, text, message, hint):
         ),
     ],
 )
-def test_a_missing_key_is_explained(tmp_path, text, message, in_hint):
+def test_a_missing_key_is_explained(tmp_path: Path, text: str, message: str, in_hint: str) -> None:
     told, hint = mistake_in(tmp_path, text)
     assert told == message
     assert in_hint in hint
 
 
-def test_a_missing_guard_is_answered_with_what_a_guard_means(tmp_path):
+def test_a_missing_guard_is_answered_with_what_a_guard_means(tmp_path: Path) -> None:
     message, hint = mistake_in(tmp_path, config_text(guard=""))
     assert message == "guard: is missing"
     assert '"portable": seccomp only, for programs that you trust' in hint
@@ -300,7 +306,9 @@ def test_a_missing_guard_is_answered_with_what_a_guard_means(tmp_path):
         (config_text(top="overlay = [1]", overlay=""), "[[overlay]] number 1: must be a table, "),
     ],
 )
-def test_a_value_of_the_wrong_type_is_told_in_words_of_toml(tmp_path, text, message):
+def test_a_value_of_the_wrong_type_is_told_in_words_of_toml(
+    tmp_path: Path, text: str, message: str
+) -> None:
     told, hint = mistake_in(tmp_path, text)
     assert message in told
     assert hint
@@ -331,7 +339,7 @@ def test_a_value_of_the_wrong_type_is_told_in_words_of_toml(tmp_path, text, mess
         ),
     ],
 )
-def test_wrong_brackets_are_recognised(tmp_path, text, message, hint):
+def test_wrong_brackets_are_recognised(tmp_path: Path, text: str, message: str, hint: str) -> None:
     assert mistake_in(tmp_path, text) == (message, hint)
 
 
@@ -353,7 +361,7 @@ def test_wrong_brackets_are_recognised(tmp_path, text, message, hint):
         ),
     ],
 )
-def test_a_value_that_is_none_of_a_few_is_refused(tmp_path, text, message):
+def test_a_value_that_is_none_of_a_few_is_refused(tmp_path: Path, text: str, message: str) -> None:
     told, hint = mistake_in(tmp_path, text)
     assert told == message
     assert "Example: " in hint
@@ -385,7 +393,7 @@ def test_a_value_that_is_none_of_a_few_is_refused(tmp_path, text, message):
         ),
     ],
 )
-def test_too_few_and_too_many_entries_are_refused(tmp_path, text, message):
+def test_too_few_and_too_many_entries_are_refused(tmp_path: Path, text: str, message: str) -> None:
     assert mistake_in(tmp_path, text)[0] == message
 
 
@@ -398,14 +406,18 @@ BORDERS = [
 
 
 @pytest.mark.parametrize(("table", "key", "least", "most"), BORDERS)
-def test_numbers_are_accepted_up_to_their_borders(tmp_path, table, key, least, most):
+def test_numbers_are_accepted_up_to_their_borders(
+    tmp_path: Path, table: str, key: str, least: int, most: int
+) -> None:
     for value in (least, most):
         config = load_text(tmp_path, config_text(f"[{table}]\n{key} = {value}"))
         assert getattr(getattr(config, table), key) == value
 
 
 @pytest.mark.parametrize(("table", "key", "least", "most"), BORDERS)
-def test_numbers_beyond_their_borders_are_refused(tmp_path, table, key, least, most):
+def test_numbers_beyond_their_borders_are_refused(
+    tmp_path: Path, table: str, key: str, least: int, most: int
+) -> None:
     for value, bound in (
         (least - 1, f"least {least}"),
         (most + 1, f"most {most}"),
@@ -419,7 +431,7 @@ def test_numbers_beyond_their_borders_are_refused(tmp_path, table, key, least, m
 # --- plugins ----------------------------------------------------------------------------------
 
 
-def test_tables_of_plugins_are_kept_as_they_are(tmp_path):
+def test_tables_of_plugins_are_kept_as_they_are(tmp_path: Path) -> None:
     config = load_text(
         tmp_path,
         config_text(

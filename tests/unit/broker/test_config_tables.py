@@ -23,7 +23,7 @@ KEYS = dict(every_key(ConfigTables))
 
 
 @pytest.mark.parametrize("path", KEYS)
-def test_a_key_is_described_in_sentences(path):
+def test_a_key_is_described_in_sentences(path: str) -> None:
     key = KEYS[path]
     text = describe(key.table) if key.table is not None else key.description
     assert text.endswith(".")
@@ -31,16 +31,16 @@ def test_a_key_is_described_in_sentences(path):
 
 
 @pytest.mark.parametrize("path", [path for path, key in KEYS.items() if key.table is None])
-def test_a_key_has_an_example(path):
+def test_a_key_has_an_example(path: str) -> None:
     assert KEYS[path].example not in (None, "")
     assert KEYS[path].line.startswith(f"{KEYS[path].name} = ")
 
 
-def test_tables_that_repeat_are_known_as_such():
+def test_tables_that_repeat_are_known_as_such() -> None:
     assert [path for path, key in KEYS.items() if key.repeated] == ["overlay", "slim_run.namespace"]
 
 
-def test_only_the_guard_the_addresses_and_an_overlay_must_be_written():
+def test_only_the_guard_the_addresses_and_an_overlay_must_be_written() -> None:
     tops = ("guard", "host", "overlay")
     required = [path for path, key in KEYS.items() if key.required and path.startswith(tops)]
     assert required == [
@@ -65,5 +65,5 @@ def test_only_the_guard_the_addresses_and_an_overlay_must_be_written():
         ("slim_run.namespace.labels", 'labels = {app = "web", tier = "front"}'),
     ],
 )
-def test_examples_are_written_as_toml(path, line):
+def test_examples_are_written_as_toml(path: str, line: str) -> None:
     assert KEYS[path].line == line

@@ -44,8 +44,7 @@ def test_without_a_table_the_defaults_are_read():
         ),
         (
             {"peers": [{"port": 1}, {}]},
-            "/etc/slim/slimd.toml: [plugins.demo] peers[1]: "
-            "Object missing required field `port`",
+            "/etc/slim/slimd.toml: [plugins.demo] peers[1]: Object missing required field `port`",
         ),
     ],
 )

@@ -1,0 +1,78 @@
+"""`slimctl`: the operator's command. One file per subcommand, imported only when it is used."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from slim.broker.errors import SlimError
+
+DEFAULT_RUN_DIR = "/run/slim"
+
+_COMMANDS = {
+    "connections": ("slim.broker.cli.connections", "List connections and listeners."),
+    "doctor": ("slim.broker.cli.doctor", "Check what this host offers, and say what to do."),
+    "overlay": ("slim.broker.cli.overlay", "Build and show the built-in VXLAN overlay."),
+    "pki": ("slim.broker.cli.pki", "Make and show the certificates of hosts."),
+    "plugins": ("slim.broker.cli.plugins", "List loaded plugins."),
+    "ps": ("slim.broker.cli.ps", "List containers."),
+    "status": ("slim.broker.cli.status", "Show slimd's processes, peers and counters."),
+    "stop": ("slim.broker.cli.stop", "End slimd; established connections stay."),
+}
+
+
+class LazyGroup(click.Group):
+    """Loads a subcommand's module when it is asked for; help texts come from the table above."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _COMMANDS:
+            return None
+        module, _ = _COMMANDS[cmd_name]
+        command: click.Command = getattr(importlib.import_module(module), cmd_name)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in sorted(_COMMANDS.items())])
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="slim-broker", prog_name="slimctl")
+@click.option(
+    "--run-dir",
+    type=click.Path(path_type=Path),
+    default=lambda: os.environ.get("SLIM_RUN_DIR", DEFAULT_RUN_DIR),
+    show_default=f"$SLIM_RUN_DIR or {DEFAULT_RUN_DIR}",
+    help="Where slimd's sockets are.",
+)
+@click.pass_context
+def slimctl(context: click.Context, run_dir: Path) -> None:
+    """Look at and control Slim on this host."""
+    context.obj = run_dir
+
+
+def main(arguments: list[str] | None = None) -> Any:
+    """Console script `slimctl`; the one place that turns a SlimError into text."""
+    try:
+        return slimctl.main(args=arguments, prog_name="slimctl")
+    except SlimError as error:
+        click.echo(f"slimctl: {error.message}", err=True)
+        if error.hint:
+            click.echo(f"  hint: {error.hint}", err=True)
+        sys.exit(error.exit_code)
+    except BrokenPipeError:
+        # The reader (head, less) has had enough; nothing is wrong.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,55 @@
+"""`slimctl status`: slimd's processes, its peers and its counters."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from slim.broker.admin import client, messages
+from slim.broker.cli.tables import Column, age, print_json, print_table
+
+_PEERS: list[Column[messages.PeerStatus]] = [
+    Column("PEER", lambda row: row.host or "?"),
+    Column("STATE", lambda row: row.state),
+    Column("RTT", lambda row: f"{row.rtt_ms:.1f} ms" if row.rtt_ms else "-", right=True),
+    Column("RETRY", lambda row: f"{row.retry_in_s:.0f}s" if row.retry_in_s else "-", right=True),
+    Column("ENDPOINT", lambda row: row.endpoint or "(dialled by it)"),
+    Column("ERROR", lambda row: row.error or "-"),
+]
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="Print JSON (docs/slimctl.md).")
+@click.pass_obj
+def status(run_dir: Path, as_json: bool) -> None:
+    """Show how slimd is doing on this host."""
+    answer = client.ask(run_dir, messages.GetStatus(), messages.Status)
+    if as_json:
+        print_json("status", answer)
+        return
+    processes = ", ".join(
+        f"{process.role} {process.pid or 'not running'}" for process in answer.processes
+    )
+    lines = [
+        ("slimd", f"{answer.version} on host {answer.host}, up {age(answer.uptime_s)}"),
+        ("processes", processes),
+        ("config", answer.config),
+        ("guard", f"{answer.guard} (for trusted programs)"),
+        ("addresses", f"{', '.join(answer.host_addresses)}; host ports {answer.host_ports}"),
+        *[("overlay", text) for text in answer.overlays],
+        (
+            "now",
+            f"{answer.workloads} workloads, {answer.containers} containers, "
+            f"{answer.listeners} listeners, {answer.connections} connections",
+        ),
+    ]
+    for title, text in lines:
+        click.echo(f"{title + ':':<11}{text}")
+    if answer.peers:
+        click.echo()
+        print_table(answer.peers, _PEERS, empty="")
+    if answer.counters:
+        click.echo("\ncounters:")
+        for name, value in sorted(answer.counters.items()):
+            click.echo(f"  {name:<32}{value:>10}")

@@ -1,0 +1,34 @@
+"""`slimctl stop`: ends slimd, and with --release everything it left."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import click
+
+from slim.broker.admin import client, messages
+from slim.broker.errors import ControlError
+
+LIMIT_S = 5.0
+
+
+@click.command()
+@click.option(
+    "--release",
+    is_flag=True,
+    help="End the keeper too: calls of containers that still run fail with ENOSYS from then on.",
+)
+@click.pass_obj
+def stop(run_dir: Path, release: bool) -> None:
+    """End slimd on this host. Established connections stay; later calls wait for the next slimd."""
+    answer = client.ask(run_dir, messages.Stop(release=release), messages.Stopping)
+    deadline = time.monotonic() + LIMIT_S
+    while Path(f"/proc/{answer.pid}").exists():
+        if time.monotonic() > deadline:
+            raise ControlError(
+                f"slimd (pid {answer.pid}) still runs after {LIMIT_S:.0f} s",
+                hint=f"its log says why; kill -TERM {answer.pid} ends it at once",
+            )
+        time.sleep(0.02)
+    click.echo(f"slimd (pid {answer.pid}) ended{' and released its keeper' if release else ''}")
