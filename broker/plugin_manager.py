@@ -293,9 +293,8 @@ class Plugins:
         # The traceback once: a broken plugin fails for every flow.
         first = (plugin, hook) not in self._complained
         self._complained.add((plugin, hook))
-        log.error(
-            "plugin %r: %s raised %s", plugin, hook, _text(error), exc_info=error if first else None
-        )
+        cause = error if first else None
+        log.error("plugin %r: %s raised %s", plugin, hook, _text(error), exc_info=cause)
 
 
 class _GuardedBackend:
@@ -334,7 +333,8 @@ class _GuardedBackend:
     def _complain(self, what: str, error: Exception) -> None:
         # The traceback once: a broken backend fails for every flow.
         first, self._failed = not self._failed, True
-        log.error("discovery %r: %s: %s", self.name, what, _text(error), exc_info=first)
+        cause = error if first else None
+        log.error("discovery %r: %s: %s", self.name, what, _text(error), exc_info=cause)
 
 
 def _try_sealing(module: str) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from slim.broker.admin import client, messages
 from slim.broker.cli.tables import Column, age, print_json, print_table
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 def _path(row: messages.Connection) -> str:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from slim.broker.admin import client, messages
 from slim.broker.cli.tables import Column, print_json, print_table
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 _COLUMNS: list[Column[messages.Plugin]] = [
     Column("PLUGIN", lambda row: row.name),

@@ -6,12 +6,14 @@ terminal, every column is printed in full width and nothing is cut.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 import click
 import msgspec
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
 
 JSON_VERSION = 1
 T = TypeVar("T")

@@ -38,10 +38,14 @@ class ProcessRow(msgspec.Struct, frozen=True):
     pid: int
 
 
+class StatusRow(msgspec.Struct, frozen=True):
+    processes: list[ProcessRow]
+
+
 class StatusAnswer(msgspec.Struct, frozen=True):
     """The part of `slimctl status --json` that the lab needs."""
 
-    processes: list[ProcessRow]
+    status: StatusRow
 
 
 class ConnectionRow(msgspec.Struct, frozen=True):
@@ -118,8 +122,9 @@ class Slimd:
 
     def processes(self) -> dict[str, int]:
         """Process ids by role; what does not run is left out."""
-        status = msgspec.json.decode(self.slimctl("status", "--json"), type=StatusAnswer)
-        return {process.role: process.pid for process in status.processes if process.pid > 0}
+        answer = msgspec.json.decode(self.slimctl("status", "--json"), type=StatusAnswer)
+        rows = answer.status.processes
+        return {process.role: process.pid for process in rows if process.pid > 0}
 
     def connections(self) -> list[ConnectionRow]:
         """The connections that slimd knows."""
@@ -148,8 +153,8 @@ class Slimd:
         directory.mkdir(mode=0o755, exist_ok=True)
         networks = (f"10.77.{host.index}.0/24", f"fd77:0:0:{host.index}::/64")
         named = [word for network in networks for word in ("--network", network)]
-        where = ("--directory", str(self._authority), "--out", str(directory))
-        run(_command("slimctl"), "pki", "issue", host.name, *named, *where)
+        words = ("issue", str(self._authority), host.name, *named, "--out", str(directory))
+        run(_command("slimctl"), "pki", *words)
         (directory / "authority.crt").write_bytes((self._authority / "authority.crt").read_bytes())
         self._machine.path(CONFIG).write_text(
             f"""\
@@ -179,7 +184,7 @@ format = "human"
 
 def make_authority(directory: Path) -> Path:
     """Fill a new directory with an authority's certificate and key; gives the directory."""
-    run(_command("slimctl"), "pki", "init", "--directory", str(directory))
+    run(_command("slimctl"), "pki", "init", str(directory))
     return directory
 
 

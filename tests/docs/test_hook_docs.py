@@ -13,7 +13,7 @@ from slim.broker import hookspecs, plugin_api
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def load_generator():
+def load_generator() -> Any:
     file = ROOT / "contrib" / "generate_hook_docs.py"
     spec = importlib.util.spec_from_file_location("generate_hook_docs", file)
     module = importlib.util.module_from_spec(spec)
@@ -25,13 +25,13 @@ generator = load_generator()
 HOOKS = [name for name in vars(hookspecs) if name.startswith("slim_")]
 
 
-def test_the_page_is_what_the_generator_writes():
+def test_the_page_is_what_the_generator_writes() -> None:
     assert generator.TARGET.read_text() == generator.render(), (
         "stale: run python contrib/generate_hook_docs.py"
     )
 
 
-def test_the_check_fails_for_a_stale_or_missing_page(tmp_path, monkeypatch):
+def test_the_check_fails_for_a_stale_or_missing_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     page = tmp_path / "hooks.md"
     monkeypatch.setattr(generator, "TARGET", page)
     assert generator.main(["--check"]) == 1
@@ -41,12 +41,12 @@ def test_the_check_fails_for_a_stale_or_missing_page(tmp_path, monkeypatch):
     assert generator.main(["--check"]) == 0
 
 
-def test_every_hook_is_in_a_section():
+def test_every_hook_is_in_a_section() -> None:
     assert sorted(name for _, names in generator.sections() for name in names) == sorted(HOOKS)
 
 
 @pytest.mark.parametrize("hook", HOOKS)
-def test_every_hook_follows_the_template(hook):
+def test_every_hook_follows_the_template(hook: str) -> None:
     function = getattr(hookspecs, hook)
     when, parts = generator.docstring_parts(function)
     assert when.startswith("Called ")
@@ -55,7 +55,7 @@ def test_every_hook_follows_the_template(hook):
     assert all(parts.values())
 
 
-def test_every_name_of_the_plugin_api_is_listed_and_exists():
+def test_every_name_of_the_plugin_api_is_listed_and_exists() -> None:
     page = generator.render()
     for name in plugin_api.__all__:
         assert hasattr(plugin_api, name)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import pytest
+
 from slim.broker.config import BrokerConfig, load_config
+from slim.broker.errors import ConfigError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -36,3 +39,14 @@ def load_text(directory: Path, text: str | bytes) -> BrokerConfig:
     path = directory / "slimd.toml"
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
     return load_config(path)
+
+
+def mistake_in(directory: Path, text: str | bytes) -> tuple[str, str]:
+    """The one error that the text is refused with: its message behind the file's name, its hint."""
+    with pytest.raises(ConfigError) as caught:
+        load_text(directory, text)
+    place, _, message = caught.value.message.partition(": ")
+    assert place == str(directory / "slimd.toml")
+    assert "\n" not in message
+    assert caught.value.hint
+    return message, caught.value.hint

@@ -283,16 +283,16 @@ def test_ports_beside_the_kernels_pass(tmp_path: Path, kernel: str, ports: str) 
 
 
 @pytest.mark.parametrize(
-    ("kernel", "ports", "hint"),
+    ("kernel", "ports", "proposed"),
     [
-        ("29999\t60999\n", "20000-29999", ', or change the kernel\'s range: {} "30000 65535"'),
-        ("1024\t20000\n", "20000-29999", ', or change the kernel\'s range: {} "30000 65535"'),
-        ("32768\t60999\n", "40000-40010", ', or change the kernel\'s range: {} "1024 39999"'),
+        ("29999\t60999\n", "20000-29999", "30000 65535"),
+        ("1024\t20000\n", "20000-29999", "30000 65535"),
+        ("32768\t60999\n", "40000-40010", "1024 39999"),
         ("32768\t60999\n", "1-65535", ""),
     ],
 )
 def test_ports_that_overlap_the_kernels_are_refused_with_both_remedies(
-    tmp_path: Path, kernel: str, ports: str, hint: str
+    tmp_path: Path, kernel: str, ports: str, proposed: str
 ) -> None:
     (tmp_path / "range").write_text(kernel)
     config = load(tmp_path, host=f'{HOST}ports = "{ports}"')
@@ -303,8 +303,11 @@ def test_ports_that_overlap_the_kernels_are_refused_with_both_remedies(
         f"{config.path}: [host] ports: {ports} overlaps net.ipv4.ip_local_port_range ({shown}), "
         "the ports that the kernel gives to connecting sockets"
     )
-    expected = "write other ports" + hint.format("sysctl -w net.ipv4.ip_local_port_range=")
-    assert caught.value.hint.replace('= "', '="') == expected.replace('= "', '="')
+    assert caught.value.hint.startswith("write other ports")
+    assert ("sysctl" in caught.value.hint) is bool(proposed)
+    if proposed:
+        command = f'sysctl -w net.ipv4.ip_local_port_range="{proposed}"'
+        assert caught.value.hint.endswith(f", or change the kernel's range: {command}")
 
 
 def test_the_kernels_own_range_is_read(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import socket
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,11 @@ from slim.broker.endpoints import Endpoint
 from support.configuration import load_text
 
 EXAMPLE = Path(__file__).parents[3] / "contrib" / "examples" / "slimd.toml"
+
+
+@pytest.fixture(autouse=True)
+def _usable_machine_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(socket, "gethostname", lambda: "node-1")
 
 
 def uncommented() -> str:

@@ -11,7 +11,7 @@ import pytest
 from slim.broker.config import load_config
 from slim.broker.config_file import MAX_BYTES
 from slim.broker.errors import ConfigError
-from support.configuration import GUARD, HOST, OVERLAY, PEERS, config_text, load_text
+from support.configuration import GUARD, HOST, OVERLAY, PEERS, config_text, load_text, mistake_in
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -25,16 +25,6 @@ def mistake(path: Path) -> ConfigError:
     assert "\n" not in caught.value.message
     assert caught.value.hint
     return caught.value
-
-
-def mistake_in(directory: Path, text: str | bytes) -> tuple[str, str]:
-    """The error's message behind the file's name, and its hint."""
-    with pytest.raises(ConfigError) as caught:
-        load_text(directory, text)
-    place, _, rest = caught.value.message.partition(": ")
-    assert place == str(directory / "slimd.toml")
-    assert "\n" not in rest
-    return rest, caught.value.hint
 
 
 # --- the file ---------------------------------------------------------------------------------

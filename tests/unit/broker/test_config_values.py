@@ -6,19 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from slim.broker.errors import ConfigError
-from support.configuration import HOST, OVERLAY, PEER_FILES, PEERS, config_text, load_text
-
-
-def mistake_in(directory: Path, text: str) -> tuple[str, str]:
-    """The error's message behind the file's name, and its hint."""
-    with pytest.raises(ConfigError) as caught:
-        load_text(directory, text)
-    place, _, rest = caught.value.message.partition(": ")
-    assert place == str(directory / "slimd.toml")
-    assert "\n" not in rest
-    assert caught.value.hint
-    return rest, caught.value.hint
+from support.configuration import (
+    HOST,
+    OVERLAY,
+    PEER_FILES,
+    PEERS,
+    config_text,
+    load_text,
+    mistake_in,
+)
 
 
 def host(line: str) -> str:

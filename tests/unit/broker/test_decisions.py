@@ -15,21 +15,21 @@ DENY_D = Verdict(False, "d:deny")
 
 
 @pytest.mark.parametrize("order", [*itertools.permutations([ALLOW_A, ALLOW_B, DENY_C, DENY_D])])
-def test_a_deny_wins_and_the_first_by_rule_is_named_in_any_order(order):
+def test_a_deny_wins_and_the_first_by_rule_is_named_in_any_order(order: tuple[Verdict, ...]) -> None:
     assert combine(order) == DENY_C
 
 
 @pytest.mark.parametrize("order", [*itertools.permutations([ALLOW_B, ALLOW_A])])
-def test_of_allows_the_first_by_rule_is_named(order):
+def test_of_allows_the_first_by_rule_is_named(order: tuple[Verdict, ...]) -> None:
     assert combine(order) == ALLOW_A
 
 
-def test_without_a_verdict_the_default_decides():
+def test_without_a_verdict_the_default_decides() -> None:
     assert combine([]) == DEFAULT_VERDICT
     assert combine([], default=DENY_C) == DENY_C
 
 
-def test_the_default_is_allow_and_never_outweighs_a_verdict():
+def test_the_default_is_allow_and_never_outweighs_a_verdict() -> None:
     assert DEFAULT_VERDICT.allow
     assert combine([DENY_D], default=ALLOW_A) == DENY_D
     assert combine([ALLOW_B], default=DENY_C) == ALLOW_B

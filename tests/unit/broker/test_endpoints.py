@@ -47,7 +47,7 @@ def test_an_address_is_read_as_one_value(
     ["", "host", "192.0.2", "192.0.2.256", "192.0.2.01", "1::2::3", "192.0.2.1/32", "fe80::1%eth0"],
 )
 def test_what_is_no_address_is_refused(text: str) -> None:
-    with pytest.raises(ValueError, match="."):
+    with pytest.raises(ValueError):
         parse_address(text)
 
 
@@ -114,7 +114,7 @@ def test_a_mapped_endpoint_is_the_ipv4_one() -> None:
         "192.0.2.1:http",
         "192.0.2.1:+80",
         "192.0.2.1: 80",
-        "192.0.2.1:٨٠",
+        "192.0.2.1:\u0668\u0660",
         "192.0.2.1:65536",
         "192.0.2.1:-1",
         " 192.0.2.1:80",
@@ -131,7 +131,7 @@ def test_a_mapped_endpoint_is_the_ipv4_one() -> None:
     ],
 )
 def test_what_is_no_endpoint_is_refused(text: str) -> None:
-    with pytest.raises(ValueError, match="."):
+    with pytest.raises(ValueError):
         Endpoint.parse(text)
 
 
@@ -172,12 +172,12 @@ def test_blanks_around_the_dash_are_ignored() -> None:
         "1-65536",
         "a-b",
         "1-2-3",
-        "١-٢",
+        "\u0661-\u0662",
         "²-³",
     ],
 )
 def test_what_is_no_range_is_refused(text: str) -> None:
-    with pytest.raises(ValueError, match="range|first-last"):
+    with pytest.raises(ValueError, match=r"range|first-last"):
         PortRange.parse(text)
 
 

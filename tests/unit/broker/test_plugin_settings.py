@@ -18,16 +18,16 @@ class Settings(msgspec.Struct, forbid_unknown_fields=True):
     name: str = "none"
 
 
-def settings(**tables):
+def settings(**tables: dict[str, object]) -> PluginSettings:
     return PluginSettings("a", "/etc/slim/slimd.toml", tables)
 
 
-def test_a_table_is_read_as_the_plugins_own_type():
+def test_a_table_is_read_as_the_plugins_own_type() -> None:
     read = settings(demo={"name": "x", "peers": [{"port": 5}]}).read("demo", Settings)
     assert (read.name, [peer.port for peer in read.peers]) == ("x", [5])
 
 
-def test_without_a_table_the_defaults_are_read():
+def test_without_a_table_the_defaults_are_read() -> None:
     assert settings(other={"name": "x"}).read("demo", Settings) == Settings()
 
 
@@ -48,13 +48,13 @@ def test_without_a_table_the_defaults_are_read():
         ),
     ],
 )
-def test_a_mistake_names_file_table_and_key(table, message):
+def test_a_mistake_names_file_table_and_key(table: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         settings(demo=table).read("demo", Settings)
     assert str(caught.value) == message
 
 
-def test_a_plugin_words_its_own_mistakes_the_same_way():
+def test_a_plugin_words_its_own_mistakes_the_same_way() -> None:
     error = settings().mistake("demo", "is odd", key="name", hint="make it even")
     assert isinstance(error, ConfigError)
     assert str(error) == "/etc/slim/slimd.toml: [plugins.demo] name: is odd"

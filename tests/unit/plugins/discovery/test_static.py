@@ -16,7 +16,7 @@ C = {"host": "c", "control": "[fd00::3]:7946", "networks": ["10.77.0.0/16"]}
 D = {"host": "d", "control": "192.168.77.4:7946", "addresses": ["10.77.2.9", "fd77:2::9"]}
 
 
-def configured(*peers, own_host="a"):
+def configured(*peers: Peer, own_host: str="a") -> DiscoveryBackend:
     plugin = Plugin()
     plugin.slim_configure(
         PluginSettings(own_host, "slimd.toml", {"static": {"peers": list(peers)}})
@@ -25,16 +25,16 @@ def configured(*peers, own_host="a"):
     return backend
 
 
-def locate(backend, address):
+def locate(backend: DiscoveryBackend, address: str) -> Located | None:
     return asyncio.run(backend.locate(1, parse_address(address)))
 
 
-def located_host(backend, address):
+def located_host(backend: DiscoveryBackend, address: str) -> str | None:
     located = locate(backend, address)
     return None if located is None else located.host
 
 
-def test_an_address_in_a_peers_network_is_that_peers():
+def test_an_address_in_a_peers_network_is_that_peers() -> None:
     located = locate(configured(B), "10.77.2.1")
     assert located.host == "b"
     assert located.control == Endpoint.parse("192.168.77.2:7946")
@@ -52,27 +52,27 @@ def test_an_address_in_a_peers_network_is_that_peers():
         ("fd77:2::8", "b"),
     ],
 )
-def test_the_longest_prefix_wins_in_any_order(peers, address, host):
+def test_the_longest_prefix_wins_in_any_order(peers: tuple[Peer, ...], address: str, host: str) -> None:
     assert located_host(configured(*peers), address) == host
 
 
 @pytest.mark.parametrize("address", ["10.78.0.1", "fd78::1"])
-def test_addresses_that_nobody_is_named_for_are_left_to_others(address):
+def test_addresses_that_nobody_is_named_for_are_left_to_others(address: str) -> None:
     assert locate(configured(B, C, D), address) is None
 
 
-def test_without_a_table_it_has_no_opinion():
+def test_without_a_table_it_has_no_opinion() -> None:
     [backend] = Plugin().slim_discovery_backends(context=None)
     assert locate(backend, "10.77.2.1") is None
 
 
-def test_this_hosts_own_networks_are_nobody_elses():
+def test_this_hosts_own_networks_are_nobody_elses() -> None:
     backend = configured(B, C, own_host="b")
     assert locate(backend, "10.77.2.1") is None
     assert located_host(backend, "10.77.3.1") == "c"
 
 
-def test_a_default_route_takes_what_is_left():
+def test_a_default_route_takes_what_is_left() -> None:
     everything = {"host": "z", "control": "192.168.77.9:7946", "networks": ["0.0.0.0/0"]}
     backend = configured(everything, B)
     assert located_host(backend, "8.8.8.8") == "z"
@@ -99,12 +99,12 @@ def test_a_default_route_takes_what_is_left():
         ([B | {"network": []}], "peers[0]: Object contains unknown field `network`"),
     ],
 )
-def test_each_mistake_is_told_with_its_place(peers, message):
+def test_each_mistake_is_told_with_its_place(peers: list[Peer], message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         configured(*peers)
     assert str(caught.value).startswith(f"slimd.toml: [plugins.static] {message}")
 
 
-def test_one_network_named_twice_for_the_same_host_is_no_mistake():
+def test_one_network_named_twice_for_the_same_host_is_no_mistake() -> None:
     backend = configured(B | {"addresses": ["10.77.9.1"], "networks": ["10.77.9.1/32"]})
     assert located_host(backend, "10.77.9.1") == "b"

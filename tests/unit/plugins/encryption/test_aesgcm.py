@@ -7,7 +7,7 @@ import importlib
 from slim.broker.plugin_manager import Plugins
 
 
-def test_it_names_a_module_that_seals_and_opens():
+def test_it_names_a_module_that_seals_and_opens() -> None:
     backend = Plugins(entry_points=False, environ={}).encryption_backends()["aesgcm"]
     module = importlib.import_module(backend.module)
     sealed = module.seal(bytes(32), bytes(12), b"plain", b"associated")

@@ -26,16 +26,16 @@ SEALED = bytes.fromhex(
 )
 
 
-def test_sealing_gives_the_published_ciphertext_and_tag():
+def test_sealing_gives_the_published_ciphertext_and_tag() -> None:
     assert seal(KEY, NONCE, PLAINTEXT, ASSOCIATED) == SEALED
 
 
-def test_opening_gives_the_plaintext_back():
+def test_opening_gives_the_plaintext_back() -> None:
     assert open_sealed(KEY, NONCE, SEALED, ASSOCIATED) == PLAINTEXT
 
 
 @pytest.mark.parametrize("place", range(4), ids=["key", "nonce", "sealed", "associated"])
-def test_one_changed_bit_anywhere_does_not_open(place):
+def test_one_changed_bit_anywhere_does_not_open(place: int) -> None:
     arguments = [KEY, NONCE, SEALED, ASSOCIATED]
     for bit in range(0, 8 * len(arguments[place]), 5):
         changed = bytearray(arguments[place])
@@ -45,13 +45,13 @@ def test_one_changed_bit_anywhere_does_not_open(place):
 
 
 @pytest.mark.parametrize("length", [0, 1, 15, 16, len(SEALED) - 1])
-def test_a_truncated_record_does_not_open(length):
+def test_a_truncated_record_does_not_open(length: int) -> None:
     with pytest.raises(ValueError):
         open_sealed(KEY, NONCE, SEALED[:length], ASSOCIATED)
 
 
 @pytest.mark.parametrize("length", [0, 16, 24, 31, 33])
-def test_keys_of_other_lengths_are_refused(length):
+def test_keys_of_other_lengths_are_refused(length: int) -> None:
     with pytest.raises(ValueError, match="32 bytes"):
         seal(bytes(length), NONCE, PLAINTEXT, ASSOCIATED)
     with pytest.raises(ValueError, match="32 bytes"):
@@ -59,20 +59,20 @@ def test_keys_of_other_lengths_are_refused(length):
 
 
 @pytest.mark.parametrize("length", [0, 8, 11, 13, 16])
-def test_nonces_of_other_lengths_are_refused(length):
+def test_nonces_of_other_lengths_are_refused(length: int) -> None:
     with pytest.raises(ValueError, match="12 bytes"):
         seal(KEY, bytes(length), PLAINTEXT, ASSOCIATED)
     with pytest.raises(ValueError, match="12 bytes"):
         open_sealed(KEY, bytes(length), SEALED, ASSOCIATED)
 
 
-def test_the_number_of_kept_keys_is_bounded():
+def test_the_number_of_kept_keys_is_bounded() -> None:
     for number in range(aesgcm_cipher.MAX_CIPHERS + 10):
         seal(number.to_bytes(32), NONCE, b"", b"")
     assert aesgcm_cipher._cipher.cache_info().currsize == aesgcm_cipher.MAX_CIPHERS
 
 
-def test_importing_it_imports_neither_the_plugin_manager_nor_pluggy():
+def test_importing_it_imports_neither_the_plugin_manager_nor_pluggy() -> None:
     program = (
         f"import sys, {aesgcm_cipher.__name__}\n"
         "print([m for m in sys.modules if m == 'pluggy' or m.startswith('slim.broker')])"

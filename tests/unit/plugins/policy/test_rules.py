@@ -20,13 +20,13 @@ DB_ADDRESS = parse_address("10.77.2.7")
 BOTH = [Direction.EGRESS, Direction.INGRESS]
 
 
-def rule_set(*rules, default="allow"):
+def rule_set(*rules: Written, default: str="allow") -> RuleSet:
     named = [{"name": f"r{index}"} | rule for index, rule in enumerate(rules)]
     table = {"default": default, "rules": named}
     return read_rules(PluginSettings("a", "slimd.toml", {NAME: table}))
 
 
-def flow(direction, source=WEB, destination=DB, port=5432, **addresses):
+def flow(direction: Direction, source: Identity=WEB, destination: Identity | None=DB, port: int=5432, **addresses: Address) -> FlowRequest:
     return FlowRequest(
         direction=direction,
         source=source,
@@ -45,7 +45,7 @@ def allows(rules: RuleSet, request: FlowRequest) -> bool:
 # --- one list
 
 
-def test_without_rules_there_is_no_opinion():
+def test_without_rules_there_is_no_opinion() -> None:
     assert RuleSet().decide(flow(Direction.INGRESS)) is None
     plugin = Plugin()
     plugin.slim_configure(PluginSettings("a", "slimd.toml", {}))
@@ -55,7 +55,7 @@ def test_without_rules_there_is_no_opinion():
 
 @pytest.mark.parametrize("direction", BOTH)
 @pytest.mark.parametrize("default", ["allow", "deny"])
-def test_the_default_decides_when_no_rule_matches(direction, default):
+def test_the_default_decides_when_no_rule_matches(direction: Direction, default: str) -> None:
     rules = rule_set({"action": "deny", "source": {"app": "other"}}, default=default)
     verdict = rules.decide(flow(direction))
     assert verdict.allow == (default == "allow")
@@ -64,7 +64,7 @@ def test_the_default_decides_when_no_rule_matches(direction, default):
 
 @pytest.mark.parametrize("direction", BOTH)
 @pytest.mark.parametrize("first", ["allow", "deny"])
-def test_the_first_rule_that_matches_decides_and_is_named(direction, first):
+def test_the_first_rule_that_matches_decides_and_is_named(direction: Direction, first: str) -> None:
     second = "deny" if first == "allow" else "allow"
     rules = rule_set({"action": first}, {"action": second})
     verdict = rules.decide(flow(direction))
@@ -89,7 +89,7 @@ def test_the_first_rule_that_matches_decides_and_is_named(direction, first):
         ("ports", [], [1, 65535]),
     ],
 )
-def test_each_key_narrows_what_a_rule_matches(key, fits, does_not_fit):
+def test_each_key_narrows_what_a_rule_matches(key: str, fits: object, does_not_fit: object) -> None:
     assert not allows(rule_set({"action": "deny", key: fits}), flow(Direction.INGRESS))
     assert allows(rule_set({"action": "deny", key: does_not_fit}), flow(Direction.INGRESS))
 
@@ -97,12 +97,12 @@ def test_each_key_narrows_what_a_rule_matches(key, fits, does_not_fit):
 @pytest.mark.parametrize(
     ("written", "refused"), [("egress", [True, False]), ("ingress", [False, True])]
 )
-def test_a_rule_of_one_direction_does_not_count_in_the_other(written, refused):
+def test_a_rule_of_one_direction_does_not_count_in_the_other(written: str, refused: list[bool]) -> None:
     rules = rule_set({"action": "deny", "direction": written})
     assert [not allows(rules, flow(direction)) for direction in BOTH] == refused
 
 
-def test_keys_are_joined_by_and():
+def test_keys_are_joined_by_and() -> None:
     rules = rule_set({"action": "deny", "source": {"app": "web"}, "ports": [80]})
     assert allows(rules, flow(Direction.EGRESS))
     assert not allows(rules, flow(Direction.EGRESS, port=80))
@@ -111,19 +111,19 @@ def test_keys_are_joined_by_and():
 # --- two slimds
 
 
-def test_a_deny_by_destination_labels_is_left_to_the_destination():
+def test_a_deny_by_destination_labels_is_left_to_the_destination() -> None:
     rules = rule_set({"action": "deny", "destination": {"app": "db"}})
     assert allows(rules, flow(Direction.EGRESS, destination=None))
     assert not allows(rules, flow(Direction.INGRESS))
 
 
-def test_an_allow_by_destination_labels_is_left_to_the_destination():
+def test_an_allow_by_destination_labels_is_left_to_the_destination() -> None:
     rules = rule_set({"action": "allow", "destination": {"app": "web"}}, {"action": "deny"})
     assert allows(rules, flow(Direction.EGRESS, destination=None))
     assert not allows(rules, flow(Direction.INGRESS))
 
 
-def test_what_an_egress_list_left_open_is_decided_at_the_destination():
+def test_what_an_egress_list_left_open_is_decided_at_the_destination() -> None:
     # No ingress rule at all: only the egress list refuses, and the source could not tell.
     rules = rule_set(
         {"action": "allow", "direction": "egress", "destination": {"app": "mail"}},
@@ -134,7 +134,7 @@ def test_what_an_egress_list_left_open_is_decided_at_the_destination():
     assert (verdict.allow, verdict.rule) == (False, "rules:r1")
 
 
-def test_an_egress_list_that_left_nothing_open_is_the_sources_alone():
+def test_an_egress_list_that_left_nothing_open_is_the_sources_alone() -> None:
     # A host with ingress rules only must not refuse what other hosts send by their own rules.
     rules = rule_set(
         {"action": "allow", "direction": "ingress", "source": {"app": "web"}}, default="deny"
@@ -143,14 +143,14 @@ def test_an_egress_list_that_left_nothing_open_is_the_sources_alone():
     assert allows(rules, flow(Direction.INGRESS))
 
 
-def test_a_destination_on_the_same_host_is_decided_at_once():
+def test_a_destination_on_the_same_host_is_decided_at_once() -> None:
     rules = rule_set({"action": "deny", "destination": {"app": "db"}})
     assert not allows(rules, flow(Direction.EGRESS))
 
 
 @pytest.mark.parametrize("key", [{"destination": {"app": "db"}}, {"destination_namespace": "x"}])
 @pytest.mark.parametrize(("default", "allowed"), [("allow", True), ("deny", False)])
-def test_rules_that_ask_for_an_identity_do_not_match_a_plain_destination(key, default, allowed):
+def test_rules_that_ask_for_an_identity_do_not_match_a_plain_destination(key: Written, default: str, allowed: bool) -> None:
     for action in ("allow", "deny"):
         rules = rule_set({"action": action} | key, default=default)
         assert allows(rules, flow(Direction.EGRESS, destination=PLAIN_PEER)) is allowed
@@ -206,7 +206,7 @@ def test_rules_that_ask_for_an_identity_do_not_match_a_plain_destination(key, de
         ),
     ],
 )
-def test_a_workload_is_isolated_where_something_can_be_refused(rules, default, web, db):
+def test_a_workload_is_isolated_where_something_can_be_refused(rules: list[Written], default: str, web: tuple[bool, bool], db: tuple[bool, bool]) -> None:
     made = rule_set(*rules, default=default)
     assert tuple(made.isolates(WEB, direction) for direction in BOTH) == web
     assert tuple(made.isolates(DB, direction) for direction in BOTH) == db
@@ -243,7 +243,7 @@ def random_rule(rng: random.Random) -> dict[str, object]:
     return rule
 
 
-def is_allowed(rules, default, direction, request, destination):
+def is_allowed(rules: list[Written], default: str, direction: str, request: FlowRequest, destination: Identity) -> bool:
     """One list with full knowledge, straight from the tables as written."""
     for rule in rules:
         source_labels = rule.get("source", {}).items()
@@ -262,12 +262,12 @@ def is_allowed(rules, default, direction, request, destination):
     return default == "allow"
 
 
-def _inside(address, network):
+def _inside(address: Address, network: str | None) -> bool:
     prefixes = {"10.77.1.0/24": "10.77.1.", "10.77.0.0/16": "10.77.", "fd77::/64": "fd77::"}
     return network is None or str(address).startswith(prefixes[network])
 
 
-def random_cases(seed, rule_lists):
+def random_cases(seed: int, rule_lists: int) -> Iterator[tuple[list[Written], str, RuleSet, FlowRequest, Identity]]:
     """Rule lists, each with flows between all kinds of ends."""
     rng = random.Random(seed)
     for _ in range(rule_lists):
@@ -287,7 +287,7 @@ def random_cases(seed, rule_lists):
             yield written, default, made, request, destination
 
 
-def at(request, direction, destination):
+def at(request: FlowRequest, direction: Direction, destination: Identity | None) -> FlowRequest:
     return flow(
         direction,
         source=request.source,
@@ -299,7 +299,7 @@ def at(request, direction, destination):
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_source_and_destination_together_allow_exactly_what_the_lists_allow(seed):
+def test_source_and_destination_together_allow_exactly_what_the_lists_allow(seed: int) -> None:
     left_open = 0
     for written, default, made, request, destination in random_cases(seed, 300):
         ingress = at(request, Direction.INGRESS, destination)
@@ -317,7 +317,7 @@ def test_source_and_destination_together_allow_exactly_what_the_lists_allow(seed
 
 
 @pytest.mark.parametrize("seed", range(2))
-def test_plain_destinations_are_decided_by_the_egress_list_alone(seed):
+def test_plain_destinations_are_decided_by_the_egress_list_alone(seed: int) -> None:
     for written, default, made, request, _ in random_cases(seed, 300):
         plain = at(request, Direction.EGRESS, PLAIN_PEER)
         expected = is_allowed(written, default, "egress", plain, PLAIN_PEER)
@@ -325,7 +325,7 @@ def test_plain_destinations_are_decided_by_the_egress_list_alone(seed):
 
 
 @pytest.mark.parametrize("seed", range(2))
-def test_nothing_is_refused_to_or_from_a_workload_that_is_not_isolated(seed):
+def test_nothing_is_refused_to_or_from_a_workload_that_is_not_isolated(seed: int) -> None:
     free = refused = 0
     for written, default, made, request, destination in random_cases(seed, 300):
         requests = [
@@ -344,7 +344,7 @@ def test_nothing_is_refused_to_or_from_a_workload_that_is_not_isolated(seed):
 
 
 @pytest.mark.parametrize("seed", range(2))
-def test_what_is_refused_is_not_reached_by_way_of_the_overlay(seed):
+def test_what_is_refused_is_not_reached_by_way_of_the_overlay(seed: int) -> None:
     """A destination taken for a plain peer, or a slimd that does not answer, opens no way."""
     cases = 0
     for written, default, made, request, destination in random_cases(seed, 300):
@@ -392,22 +392,22 @@ def test_what_is_refused_is_not_reached_by_way_of_the_overlay(seed):
         ({"action": "deny", "source_namespace": ""}, "rules[0].source_namespace: Expected"),
     ],
 )
-def test_each_mistake_is_told_with_its_place(rule, message):
+def test_each_mistake_is_told_with_its_place(rule: Written, message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         rule_set(rule)
     assert str(caught.value).startswith(f"slimd.toml: [plugins.rules] {message}")
 
 
-def test_a_name_is_not_used_twice():
+def test_a_name_is_not_used_twice() -> None:
     with pytest.raises(ConfigError, match="'x' is used twice"):
         rule_set({"action": "deny", "name": "x"}, {"action": "allow", "name": "x"})
 
 
-def test_an_unknown_default_is_a_mistake():
+def test_an_unknown_default_is_a_mistake() -> None:
     with pytest.raises(ConfigError, match="default: Invalid enum value 'drop'"):
         rule_set(default="drop")
 
 
-def test_the_longest_name_leaves_the_verdict_within_its_limit():
+def test_the_longest_name_leaves_the_verdict_within_its_limit() -> None:
     rules = rule_set({"action": "deny", "name": "x" * 64})
     assert len(rules.decide(flow(Direction.EGRESS)).rule) <= 80
