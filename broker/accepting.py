@@ -92,7 +92,7 @@ class Waiter:
 
 @dataclass(slots=True, eq=False)
 class AcceptState:
-    """Everything that waits on one listener. Owns the retained overlay listener, if there is one."""
+    """Everything that waits on one listener. Owns the retained overlay listener, if any."""
 
     listener: ListenerRecord
     retained: socket.socket | None
@@ -347,7 +347,7 @@ class Acceptor:
         ]
 
     def _consume_wake(self, state: AcceptState) -> Ready | None:
-        """A wake was accepted: what did it announce? Whatever else is ready announces itself anew."""
+        """A wake was accepted: what did it announce? Whatever else is ready wakes anew."""
         group = self._group(state)
         for member in group:
             self._close_wake(member)

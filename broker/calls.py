@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import platform
 import socket
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -17,6 +16,8 @@ from slim.broker.kernel import sockaddr
 from slim.broker.kernel.process_memory import process_vm_readv
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from slim.broker.endpoints import Endpoint
     from slim.broker.kernel.seccomp_notify import Notification
 

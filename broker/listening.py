@@ -20,7 +20,13 @@ from slim.broker.kernel.pidfd import is_close_on_exec
 from slim.broker.kernel.sock_diag import ListenerDeaths, find_tcp
 from slim.broker.kernel.socket_options import read_cookie
 from slim.broker.listeners import ListenerRecord
-from slim.broker.perform import find_fds, local_endpoint, make_alike
+from slim.broker.perform import (
+    find_fds,
+    find_registrations,
+    local_endpoint,
+    make_alike,
+    mover,
+)
 
 if TYPE_CHECKING:
     from slim.broker.accepting import Acceptor
@@ -152,7 +158,10 @@ class Listening:
     ) -> None:
         call.ensure_valid()
         inode = os.fstat(overlay.fileno()).st_ino
+        registrations = find_registrations(call, fd)
         call.replace(host.fileno(), fd, cloexec=is_close_on_exec(call.tid, fd))
+        if registrations:
+            mover().add(call.tid, fd, registrations)
         # Listeners are few and long-lived: a scan for duplicates costs little here.
         for other in find_fds(call.tid, inode):
             call.replace(host.fileno(), other, cloexec=is_close_on_exec(call.tid, other))

@@ -14,10 +14,13 @@ import logging
 import socket
 import time
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from slim.broker.endpoints import Endpoint
 from slim.broker.kernel import sockaddr
 from slim.broker.kernel.socket_options import reset
+
+if TYPE_CHECKING:
+    from slim.broker.endpoints import Endpoint
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +47,7 @@ class HostPaths:
         self._probes: dict[Endpoint, asyncio.Task[bool]] = {}
 
     async def is_good(self, endpoint: Endpoint) -> bool:
-        """Whether the path works, by a recent probe or one made now. Concurrent callers share it."""
+        """Whether the path works, by a recent probe or one made now, which callers share."""
         path = self._paths.get(endpoint)
         now = time.monotonic()
         if path is not None and path.good_until > now:

@@ -6,16 +6,17 @@ Decisions are made in pipeline.py; what happens over time is in connecting.py an
 from __future__ import annotations
 
 import errno
+import functools
 import logging
 import os
 import socket
 from typing import TYPE_CHECKING
 
 from slim.broker import calls
-from slim.broker.endpoints import Endpoint
 from slim.broker.errors import SyscallError
 from slim.broker.kernel import sockaddr
 from slim.broker.kernel.epoll import EPOLLIN, Epoll
+from slim.broker.kernel.epoll_registrations import Registration, RegistrationMover
 from slim.broker.kernel.pidfd import is_close_on_exec, pidfd_getfd, pidfd_open_thread
 from slim.broker.kernel.process_memory import process_vm_readv, process_vm_writev
 from slim.broker.kernel.socket_options import (
@@ -30,6 +31,7 @@ from slim.broker.pipeline import Observed
 from slim.broker.workloads import SYNTHETIC_UID_BASE
 
 if TYPE_CHECKING:
+    from slim.broker.endpoints import Endpoint
     from slim.broker.supervisor import PendingCall
     from slim.broker.workloads import Workload
 
@@ -112,15 +114,19 @@ def swap(call: PendingCall, fd: int, old: socket.socket, new: socket.socket) -> 
     The other copies of the old socket are looked for by a weak reference: it is registered in an
     epoll set and our own copy closed; after the swap an unconnected TCP socket that still lives
     reports EPOLLHUP. Other numbers of the same table are swapped too; a copy in another process
-    makes the swap be undone: OtherCopyAlive.
+    makes the swap be undone: OtherCopyAlive. Epoll registrations of the old socket are made anew
+    for the new one, if the program has epoll sets at all.
     """
     cloexec = is_close_on_exec(call.tid, fd)
+    registrations = find_registrations(call, fd)
     watch = Epoll(max_events=1)
     try:
         watch.add(old.fileno(), EPOLLIN, 1)
         inode = os.fstat(old.fileno()).st_ino
         old.close()
         call.replace(new.fileno(), fd, cloexec=cloexec)
+        if registrations:
+            mover().add(call.tid, fd, registrations)
         if not watch.wait(0):
             return
         others = find_fds(call.tid, inode)
@@ -132,6 +138,18 @@ def swap(call: PendingCall, fd: int, old: socket.socket, new: socket.socket) -> 
         watch.close()
     _swap_back(call, [fd, *others], inode)
     raise OtherCopyAlive
+
+
+def find_registrations(call: PendingCall, fd: int) -> list[Registration]:
+    """Epoll registrations of the caller's fd, in the sets that are known of its container."""
+    numbers = call.container.epoll_numbers
+    return mover().find(call.tid, fd, numbers) if numbers else []
+
+
+@functools.cache
+def mover() -> RegistrationMover:
+    """The helper thread, started when the first program with an epoll set connects."""
+    return RegistrationMover()
 
 
 def _swap_back(call: PendingCall, fds: list[int], inode: int) -> None:

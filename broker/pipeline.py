@@ -71,7 +71,7 @@ def decide(
         case calls.Bind():
             return _bind(call, observed, view)
         case calls.FastOpenSend():
-            # On a connected socket MSG_FASTOPEN is EISCONN; elsewhere it is a plain overlay connect.
+            # On a connected socket MSG_FASTOPEN is EISCONN; elsewhere it connects on the overlay.
             return actions.Return(errno.EISCONN) if observed.is_ours else actions.Proceed()
         case calls.SetOption():
             return actions.Return(errno.EPERM) if observed.is_ours else actions.Proceed()

@@ -22,6 +22,7 @@ from slim.broker.slots import SlotStore
 
 if TYPE_CHECKING:
     from slim.broker.endpoints import Endpoint
+    from slim.broker.local.messages import ContainerState
     from slim.broker.registry import Registry, Workload
 
 log = logging.getLogger(__name__)
@@ -158,7 +159,7 @@ def list_containers(registry: Registry, snapshot: Snapshot | None) -> admin.Cont
         for record in snapshot.records:
             if record.cookie in snapshot.sockets:
                 connections[record.workload] += 1
-    found = []
+    found: list[admin.Container] = []
     for workload in registry:
         state = workload.state
         isolated = [
@@ -169,25 +170,36 @@ def list_containers(registry: Registry, snapshot: Snapshot | None) -> admin.Cont
             )
             if value
         ]
-        for container in workload.containers.values():
-            found.append(
-                admin.Container(
-                    container=container.container,
-                    workload=state.name,
-                    namespace=state.namespace,
-                    labels=state.labels,
-                    overlay=state.overlay,
-                    addresses=[str(address) for address in workload.addresses],
-                    pid=container.pid,
-                    command=container.command,
-                    age_s=max(0.0, now - container.started),
-                    fail_mode=state.fail_mode,
-                    isolated=isolated,
-                    listeners=len(workload.listeners),
-                    connections=connections[state.cookie],
-                )
-            )
+        found.extend(
+            _container(container, workload, isolated, connections[state.cookie], now)
+            for container in workload.containers.values()
+        )
     return admin.Containers(found)
+
+
+def _container(
+    container: ContainerState,
+    workload: Workload,
+    isolated: list[str],
+    connections: int,
+    now: float,
+) -> admin.Container:
+    state = workload.state
+    return admin.Container(
+        container=container.container,
+        workload=state.name,
+        namespace=state.namespace,
+        labels=state.labels,
+        overlay=state.overlay,
+        addresses=[str(address) for address in workload.addresses],
+        pid=container.pid,
+        command=container.command,
+        age_s=max(0.0, now - container.started),
+        fail_mode=state.fail_mode,
+        isolated=isolated,
+        listeners=len(workload.listeners),
+        connections=connections,
+    )
 
 
 def _process(pid: int) -> str:

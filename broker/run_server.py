@@ -12,7 +12,6 @@ import logging
 import os
 import pwd
 import secrets
-import socket
 import time
 from typing import TYPE_CHECKING, Protocol
 
@@ -23,6 +22,8 @@ from slim.broker.kernel.namespaces import netns_cookie_of
 from slim.broker.local import messages, seqpacket
 
 if TYPE_CHECKING:
+    import socket
+
     from slim.broker.config import NamespaceConfig, SlimRunConfig
 
 log = logging.getLogger(__name__)

@@ -16,7 +16,6 @@ from slim.broker import actions, calls
 from slim.broker.accepting import Acceptor
 from slim.broker.connecting import Connector
 from slim.broker.errors import TargetGone
-from slim.broker.flows import Flow, FlowKey
 from slim.broker.kernel import epoll
 from slim.broker.kernel.socket_options import read_cookie
 from slim.broker.listening import Listening
@@ -29,6 +28,7 @@ if TYPE_CHECKING:
     from slim.broker.connections import ConnectionRecord
     from slim.broker.context import TrapContext
     from slim.broker.endpoints import Address
+    from slim.broker.flows import Flow, FlowKey
     from slim.broker.listeners import ListenerRecord
     from slim.broker.supervisor import PendingCall
     from slim.broker.workloads import Workload

@@ -56,13 +56,7 @@ class AdminServer:
 
     async def start(self, path: Path) -> None:
         """Listen at the path, which is replaced; mode 0600."""
-        path.unlink(missing_ok=True)
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        previous = os.umask(0o177)
-        try:
-            sock.bind(str(path))
-        finally:
-            os.umask(previous)
+        sock = _bind(path)
         self._server = await asyncio.start_unix_server(self._serve, sock=sock)
         self._path = path
 
@@ -115,6 +109,21 @@ class AdminServer:
                     return self._provider.stop_from_admin(request.release)
         except SlimError as error:
             return messages.Failure(error.message, error.hint)
+
+
+def _bind(path: Path) -> socket.socket:
+    path.unlink(missing_ok=True)
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    # The socket exists with the right mode from its first moment.
+    previous = os.umask(0o177)
+    try:
+        sock.bind(str(path))
+    except OSError:
+        sock.close()
+        raise
+    finally:
+        os.umask(previous)
+    return sock
 
 
 async def _read(reader: asyncio.StreamReader) -> messages.AdminRequest:

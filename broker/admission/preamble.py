@@ -105,7 +105,7 @@ def parse_header(raw: bytes) -> Header:
 def open_record(
     raw: bytes, header: Header, key: bytes, destination: Endpoint, open_sealed: Open
 ) -> Record:
-    """Open a record that came to the host listener at `destination`; RecordRefused if it is false."""
+    """Open a record that came to the listener at `destination`; RecordRefused if it is false."""
     try:
         body = open_sealed(
             key, header.raw[12:], raw[_HEADER.size :], header.raw + _bind(destination)

@@ -1,1 +1,1 @@
-"""One kernel interface per file; ctypes lives only here. Imports only errors and endpoints of ours."""
+"""One kernel interface per file; ctypes lives only here. Imports errors and endpoints only."""

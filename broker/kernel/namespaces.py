@@ -16,9 +16,11 @@ from slim.broker.kernel.libc import libc, syscall_error
 # From linux/sched.h.
 CLONE_NEWNET = 0x40000000
 CLONE_NEWNS = 0x00020000
-# From linux/mount.h.
+# From linux/mount.h and linux/fs.h.
+MNT_DETACH = 2
 MS_BIND = 4096
 MS_REC = 16384
+MS_SHARED = 1 << 20
 MS_SLAVE = 1 << 19
 # From asm-generic/socket.h; Linux 5.14.
 SO_NETNS_COOKIE = 71
@@ -48,6 +50,12 @@ def mount(source: str, target: str, flags: int) -> None:
     """mount(2), Linux 1.0, without a file system type: binds and changes of propagation."""
     if libc.mount(os.fsencode(source), os.fsencode(target), None, flags, None) < 0:
         raise syscall_error("mount", f"{source or 'none'} on {target}")
+
+
+def umount(target: str, flags: int) -> None:
+    """umount2(2), Linux 2.1.116: take away the topmost mount on the path."""
+    if libc.umount2(os.fsencode(target), flags) < 0:
+        raise syscall_error("umount2", target)
 
 
 def open_namespace(path: str) -> int:

@@ -40,7 +40,7 @@ def pidfd_open_thread(tid: int) -> int:
 
 
 def pidfd_getfd(pidfd: int, fd: int) -> int:
-    """pidfd_getfd(2), Linux 5.6: a duplicate of another process's fd. Caller owns it (O_CLOEXEC)."""
+    """pidfd_getfd(2), Linux 5.6: a duplicate of another process's fd, which the caller owns."""
     duplicate: int = _syscall(_getfd, pidfd, fd, 0)
     if duplicate < 0:
         raise syscall_error("pidfd_getfd", f"fd {fd}")

@@ -77,7 +77,7 @@ def is_valid(listener: int, notification: int) -> bool:
 
 
 def reply(listener: int, notification: int, *, value: int = 0, error: int = 0) -> None:
-    """SECCOMP_IOCTL_NOTIF_SEND, Linux 5.0: the call returns `value`, or fails with errno `error`."""
+    """SECCOMP_IOCTL_NOTIF_SEND, Linux 5.0: the call returns `value`, or fails with `error`."""
     _send(listener, _RESPONSE.pack(notification, value, -error, 0))
 
 
@@ -87,7 +87,7 @@ def reply_continue(listener: int, notification: int) -> None:
 
 
 def replace_fd(listener: int, notification: int, fd: int, target_fd: int, *, cloexec: bool) -> None:
-    """SECCOMP_ADDFD_FLAG_SETFD, Linux 5.9: dup2 of our fd onto the target's number; borrows `fd`."""
+    """SECCOMP_ADDFD_FLAG_SETFD, Linux 5.9: dup2 onto the target's number; borrows `fd`."""
     request = _ADDFD.pack(
         notification, SECCOMP_ADDFD_FLAG_SETFD, fd, target_fd, 0o2000000 if cloexec else 0
     )

@@ -1,7 +1,8 @@
-"""Messages between the processes of one host; one message is one SEQPACKET datagram (local.seqpacket).
+"""Messages between the processes of one host; one message is one SEQPACKET datagram.
 
     slim-run <-> control   run.sock      Offer, PrepareNamespace/Namespace, Register, Ack, Refuse
-    control  <-> keeper    keeper.sock   Store, Drop, Fetch/Held/HeldEnd, StartTraps, StopTraps, Release
+    control  <-> keeper    keeper.sock   Store, Drop, Fetch/Held/HeldEnd, StartTraps, StopTraps,
+                                         Release
     traps    <-> keeper    keeper.sock   Store, Drop, Fetch
     control  <-> traps     traps.sock    the rest
 
@@ -38,7 +39,7 @@ class Offer(Message, frozen=True):
 
 
 class PrepareNamespace(Message, frozen=True):
-    """Make a network namespace, attach it to the built-in overlay, remove it after the last process."""
+    """Make a namespace, attach it to the built-in overlay, remove it after the last process."""
 
     overlay: str
     address: str | None
@@ -51,7 +52,7 @@ class Namespace(Message, frozen=True):
 
 
 class Register(Message, frozen=True):
-    """Claim a container. Carries three fds: network namespace, pidfd of slim-run, seccomp listener."""
+    """Claim a container. Carries three fds: namespace, pidfd of slim-run, seccomp listener."""
 
     workload: str | None
     namespace: str
@@ -80,7 +81,7 @@ class Refuse(Message, frozen=True):
 
 
 class Store(Message, frozen=True):
-    """Keep the attached fds (none, one or several) and `meta` under a name; replaces what was there."""
+    """Keep the attached fds (if any) and `meta` under a name; replaces what was there."""
 
     token: int
     name: str
@@ -318,7 +319,7 @@ class AddInboundFlow(Message, frozen=True):
 
 
 class DropFlows(Message, frozen=True):
-    """To traps: forget outbound flows to this destination (port 0: all ports; empty: everything)."""
+    """To traps: forget flows to this destination (port 0: all ports; empty: everything)."""
 
     destination: bytes
     port: int

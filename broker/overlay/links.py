@@ -22,8 +22,12 @@ from slim.broker.kernel.namespaces import in_namespace
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-# From linux/if_addr.h, linux/if_link.h, linux/rtnetlink.h.
+    from slim.broker.overlay.settings import OverlaySettings
+
+# From linux/if.h, linux/if_addr.h, linux/if_link.h, linux/rtnetlink.h.
 IFA_F_NODAD = 2
+IFF_LOOPBACK = 8
+IFF_UP = 1
 IN6_ADDR_GEN_MODE_NONE = 1
 RTN_LOCAL = 2
 RTN_UNICAST = 1
@@ -47,6 +51,9 @@ class Link:
     kind: str
     """`bridge`, `vxlan`, `veth`; empty for what is no virtual device."""
     vni: int | None
+    master: int | None
+    """Index of the bridge that it is a port of."""
+    is_up: bool
     is_loopback: bool
 
 
@@ -102,33 +109,35 @@ class Links:
         return None
 
     def add_bridge(self, name: str, mtu: int) -> None:
-        """A bridge on which the host itself cannot be reached: no address, no ARP, no IPv6."""
-        with _asking(f"make the bridge {name}"):
+        """Make a bridge, still down."""
+        with _asking(f"make the bridge {name}", feature="bridges (CONFIG_BRIDGE)"):
             # Snooping would hold back neighbour discovery's multicast where a querier is around.
             self._route.link("add", ifname=name, kind="bridge", mtu=mtu, br_mcast_snooping=0)
+
+    def start_bridge(self, name: str) -> None:
+        """Bring a bridge up on which the host is not to be reached: no IPv6, no ARP."""
+        with _asking(f"bring the bridge {name} up"):
             self._silence(name)
             self._route.link("set", index=self._index(name), arp=False, state="up")
 
-    def add_vxlan(self, name: str, *, vni: int, local: Address, port: int, mtu: int) -> None:
-        """A VXLAN device that learns which host a MAC address is at, and knows no host yet."""
-        side = "vxlan_local6" if local.version == 6 else "vxlan_local"
-        asked: dict[str, Any] = {side: str(local)}
+    def add_vxlan(self, settings: OverlaySettings) -> None:
+        """A VXLAN device, still down, that learns which host a MAC address is at."""
+        name, local = settings.vxlan, settings.underlay
+        asked = {"vxlan_local6" if local.version == 6 else "vxlan_local": str(local)}
         with _asking(f"make the VXLAN device {name}", feature="VXLAN (CONFIG_VXLAN)"):
             self._route.link(
                 "add",
                 ifname=name,
                 kind="vxlan",
-                mtu=mtu,
-                vxlan_id=vni,
-                vxlan_port=port,
+                mtu=settings.mtu,
+                vxlan_id=settings.vni,
+                vxlan_port=settings.port,
                 vxlan_learning=1,
                 **asked,
             )
             self._silence(name)
 
-    def add_veth(
-        self, name: str, *, peer: str, namespace: int, mac: str, mtu: int
-    ) -> None:
+    def add_veth(self, name: str, *, peer: str, namespace: int, mac: str, mtu: int) -> None:
         """A pair of devices, `peer` of them in the other namespace; borrows its fd."""
         with _asking(f"make the device {peer} in the namespace", feature="veth (CONFIG_VETH)"):
             self._route.link(
@@ -242,7 +251,9 @@ def _describe(found: Any) -> Link:
         mtu=found.get_attr("IFLA_MTU"),
         kind=found.get_nested("IFLA_LINKINFO", "IFLA_INFO_KIND") or "",
         vni=_attr(data, "IFLA_VXLAN_ID"),
-        is_loopback=found.get_attr("IFLA_IFNAME") == "lo",
+        master=found.get_attr("IFLA_MASTER"),
+        is_up=bool(found["flags"] & IFF_UP),
+        is_loopback=bool(found["flags"] & IFF_LOOPBACK),
     )
 
 

@@ -70,6 +70,11 @@ class OverlaySettings:
     def vxlan(self) -> str:
         return device_name("sx-", self.name)
 
+    def describe(self) -> str:
+        """For a message: what tells it from another overlay."""
+        subnets = ", ".join(f"{one.subnet} of {one.network}" for one in self.segments)
+        return f"{subnets}, underlay {self.underlay}:{self.port}, VNI {self.vni}, MTU {self.mtu}"
+
     def segment_of(self, address: Address) -> Segment | None:
         return next((one for one in self.segments if address in one.network), None)
 
@@ -148,7 +153,7 @@ def fits(request: OverlayRequest, settings: OverlaySettings) -> bool:
 
 def vni_of(name: str) -> int:
     """1 to MAX_VNI, from the name: the same on every host, and always will be."""
-    return 1 + _digest(name) % MAX_VNI
+    return 1 + digest(name) % MAX_VNI
 
 
 def device_name(prefix: str, name: str) -> str:
@@ -157,54 +162,8 @@ def device_name(prefix: str, name: str) -> str:
     if len(plain) <= _MAX_DEVICE_NAME:
         return plain
     # Six letters of the name and 24 bits of its digest.
-    tail = f"{_digest(name) & 0xFFFFFF:06x}"
+    tail = f"{digest(name) & 0xFFFFFF:06x}"
     return f"{plain[: _MAX_DEVICE_NAME - len(tail)]}{tail}"
-
-
-def port_name(overlay: str, address: Address) -> str:
-    """The host's end of a container's device, by the container's first address."""
-    return f"sc-{_digest(f'{overlay} {address}') & 0xFFFF_FFFF_FFFF:012x}"
-
-
-def mac_of(overlay: str, address: Address) -> str:
-    """A locally administered MAC address, the same whenever the address is given out.
-
-    So that neighbours that remember an earlier container at the address are not wrong.
-    """
-    octets = (_digest(f"{overlay} {address}") & 0xFF_FFFF_FFFF).to_bytes(5)
-    return ":".join(f"{octet:02x}" for octet in (0x02, *octets))
-
-
-def pick_address(subnet: Network, taken: set[Address], last: Address | None) -> Address | None:
-    """The next free address behind `last`, round the subnet; None when all are taken.
-
-    Round, so that an address that was just given back rests as long as it can: other hosts may
-    remember whose it was.
-    """
-    first, final = _usable(subnet)
-    start = int(last) if last is not None and last in subnet else first - 1
-    span = final - first + 1
-    kind = type(subnet.network_address)
-    # Of any len(taken) + 1 addresses one is free.
-    for step in range(1, min(span, len(taken) + 1) + 1):
-        address = kind(first + (start - first + step) % span)
-        if address not in taken:
-            return address
-    return None
-
-
-def is_usable(subnet: Network, address: Address) -> bool:
-    """Whether a container may have it: in the subnet, not its network or broadcast address."""
-    first, final = _usable(subnet)
-    return address.version == subnet.version and first <= int(address) <= final
-
-
-def _usable(subnet: Network) -> tuple[int, int]:
-    first, final = int(subnet.network_address), int(subnet.broadcast_address)
-    if subnet.max_prefixlen - subnet.prefixlen < 2:
-        return first, final
-    # IPv6 has no broadcast; its first address is anycast to routers (RFC 4291, 2.6.1).
-    return first + 1, final - 1 if subnet.version == 4 else final
 
 
 def _check_segment(segment: Segment, underlay: Address) -> None:
@@ -231,5 +190,6 @@ def _is_inside(subnet: Network, network: Network) -> bool:
     )
 
 
-def _digest(text: str) -> int:
+def digest(text: str) -> int:
+    """64 bits of a hash that is the same on every host and in every version."""
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest())

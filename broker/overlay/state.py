@@ -164,7 +164,9 @@ class _AttachmentText(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     addresses: list[str]
 
 
-class _StateText(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class StateText(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The file; `slimctl overlay show --json` prints the same."""
+
     format: int
     name: str
     segments: list[_SegmentText]
@@ -179,8 +181,13 @@ class _StateText(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 def encode(state: OverlayState) -> bytes:
     """As JSON that people can read."""
+    return msgspec.json.format(msgspec.json.encode(as_text(state)), indent=2) + b"\n"
+
+
+def as_text(state: OverlayState) -> StateText:
+    """The state as the file has it."""
     settings = state.settings
-    text = _StateText(
+    return StateText(
         format=_FORMAT,
         name=settings.name,
         segments=[_SegmentText(str(one.network), str(one.subnet)) for one in settings.segments],
@@ -201,14 +208,13 @@ def encode(state: OverlayState) -> bytes:
         ],
         last=[str(address) for address in state.last],
     )
-    return msgspec.json.format(msgspec.json.encode(text), indent=2) + b"\n"
 
 
 def decode(data: bytes) -> OverlayState:
     """The reverse of `encode`; ValueError or msgspec.DecodeError for anything else."""
     if len(data) > _MAX_FILE_BYTES:
         raise ValueError("it is too long")
-    text = msgspec.json.decode(data, type=_StateText)
+    text = msgspec.json.decode(data, type=StateText)
     if text.format != _FORMAT:
         raise ValueError(f"format {text.format} is not {_FORMAT}; another version wrote it")
     settings = OverlaySettings(

@@ -8,26 +8,29 @@ where it came back from is learned (RFC 7348). No multicast in the underlay, no 
 from __future__ import annotations
 
 import os
+import socket
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from slim.broker.errors import ConfigError, SlimError
 from slim.broker.kernel.addresses import read_addresses
-from slim.broker.kernel.namespaces import netns_cookie_of, open_namespace
+from slim.broker.kernel.namespaces import netns_cookie, netns_cookie_of, open_namespace
+from slim.broker.overlay.allocation import choose_addresses, free_interface, mac_of, port_name
+from slim.broker.overlay.devices import (
+    find_underlay,
+    make_devices,
+    remove_devices,
+    settle_on_host,
+    without_dead,
+)
 from slim.broker.overlay.links import Links, open_links
 from slim.broker.overlay.settings import (
     OverlayRequest,
     OverlaySettings,
-    Segment,
     check_host,
     check_request,
     fits,
-    is_usable,
-    mac_of,
-    pick_address,
-    port_name,
-    settle,
 )
 from slim.broker.overlay.state import DEFAULT_STATE_DIR, Attachment, OverlayState, StateDirectory
 
@@ -36,8 +39,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from slim.broker.endpoints import Address
-
-_OWN_NAMESPACE = "/proc/thread-self/ns/net"
 
 
 class Overlay:
@@ -65,7 +66,7 @@ class Overlay:
             else:
                 raise SlimError(
                     f"overlay {request.name} exists with other settings: "
-                    f"{describe_settings(known.settings)}",
+                    f"{known.settings.describe()}",
                     hint=f"slimctl overlay delete {request.name}, then create it anew",
                 )
         return overlay
@@ -80,7 +81,7 @@ class Overlay:
     def read(self) -> OverlayState:
         """Its state now, without containers that are gone. Needs no privilege."""
         with open_links() as links:
-            return _without_dead(self._directory.load(self.name), links)
+            return without_dead(self._directory.load(self.name), links)
 
     def join(self, peer: Address) -> None:
         """Reach the containers of another host, by its underlay address; again: no error."""
@@ -125,14 +126,14 @@ class Overlay:
                     + ", ".join(map(str, known.addresses)),
                     hint=f"slimctl overlay detach {self.name} first",
                 )
-            state, chosen = _choose(state, addresses)
+            state, chosen = choose_addresses(state, addresses)
             _check_namespace(state.settings, namespace)
             with open_links(namespace) as inside:
                 attachment = Attachment(
                     namespace=label,
                     cookie=cookie,
-                    device=port_name(self.name, chosen[0]),
-                    interface=_free_interface(inside.names),
+                    device=port_name(state.settings, chosen[0]),
+                    interface=free_interface(inside.names),
                     addresses=chosen,
                 )
                 self._plug(state, attachment, namespace, links, inside)
@@ -159,20 +160,13 @@ class Overlay:
     def delete(self, *, force: bool = False) -> None:
         """Remove the overlay from this host; with `force` also the containers' devices."""
         with self._directory.lock(), open_links() as links:
-            state = _without_dead(self._directory.load(self.name), links)
+            state = without_dead(self._directory.load(self.name), links)
             if state.attachments and not force:
                 raise SlimError(
                     f"overlay {self.name} has {len(state.attachments)} containers attached",
                     hint="detach them, or delete it with --force",
                 )
-            settings = state.settings
-            for one in state.attachments:
-                links.remove(one.device)
-            for name, kind in ((settings.vxlan, "vxlan"), (settings.bridge, "bridge")):
-                found = links.find(name)
-                # The name may have gone to somebody else's device while ours was away.
-                if found is not None and found.kind == kind:
-                    links.remove(name)
+            remove_devices(state, links)
             self._directory.remove(self.name)
 
     @contextmanager
@@ -181,66 +175,21 @@ class Overlay:
         with self._directory.lock(), open_links() as links:
             state = self._directory.load(self.name)
             self._restore(state, links)
-            yield _without_dead(state, links), links
+            yield without_dead(state, links), links
 
     def _create(self, request: OverlayRequest, links: Links) -> None:
-        underlay = _find_underlay(links, request.underlay)
-        if underlay.is_loopback and request.mtu is None:
-            raise ConfigError(
-                f"{request.underlay} is on {underlay.name}, whose MTU says nothing about the wire",
-                hint="give --mtu: that of the wire, less 50 (70 for an IPv6 underlay)",
-            )
-        settings = settle(request, None if underlay.is_loopback else underlay.mtu)
-        self._check_free(settings, links)
-        state = OverlayState(settings=settings)
+        others = [state.settings for state in map(self._directory.load, self._directory.names())]
+        state = OverlayState(settings=settle_on_host(request, others, links))
         with ExitStack() as undo:
             undo.callback(self._directory.remove, self.name)
             self._directory.save(state)
-            _make_devices(state, links, undo)
+            make_devices(state, links, undo)
             undo.pop_all()
 
-    def _check_free(self, settings: OverlaySettings, links: Links) -> None:
-        """Neither the host nor another overlay uses the networks, the VNI or the names."""
-        for segment in settings.segments:
-            for network, device in links.routes():
-                if network.version == segment.network.version and network.overlaps(
-                    segment.network
-                ):
-                    raise ConfigError(
-                        f"the overlay's network {segment.network} overlaps the host's route to "
-                        f"{network} ({device})",
-                        hint="choose a network that the hosts do not use themselves",
-                    )
-            self._check_others(segment)
-        for name in (settings.bridge, settings.vxlan):
-            if name in links.names:
-                raise SlimError(
-                    f"a device {name} exists already, and is not of this overlay",
-                    hint=f"remove it (ip link del {name}), or name the overlay otherwise",
-                )
-        holder = links.with_vni(settings.vni, settings.port)
-        if holder is not None:
-            raise SlimError(
-                f"VNI {settings.vni} is taken on UDP port {settings.port}, by {holder.name}",
-                hint="give --vni, the same on every host of the overlay",
-            )
-
-    def _check_others(self, segment: Segment) -> None:
-        for name in self._directory.names():
-            other = self._directory.find(name)
-            for theirs in other.settings.segments if other is not None else ():
-                same_family = theirs.network.version == segment.network.version
-                if same_family and theirs.network.overlaps(segment.network):
-                    raise ConfigError(
-                        f"{segment.network} overlaps {theirs.network} of overlay {name}",
-                        hint="choose another network, or delete that overlay first",
-                    )
-
     def _restore(self, state: OverlayState, links: Links) -> None:
-        """Make what is missing; nothing on most calls."""
-        _find_underlay(links, state.settings.underlay)
+        find_underlay(links, state.settings.underlay)
         with ExitStack() as undo:
-            _make_devices(state, links, undo)
+            make_devices(state, links, undo)
             undo.pop_all()
 
     def _plug(
@@ -261,7 +210,7 @@ class Overlay:
                 attachment.device,
                 peer=name,
                 namespace=namespace,
-                mac=mac_of(self.name, attachment.addresses[0]),
+                mac=mac_of(settings, attachment.addresses[0]),
                 mtu=settings.mtu,
             )
             undo.callback(links.remove, attachment.device)
@@ -275,18 +224,66 @@ class Overlay:
             undo.pop_all()
 
 
+def _identify(namespace: int) -> int:
+    """The namespace's cookie; SlimError if it is none, or the host's own."""
+    try:
+        cookie = netns_cookie_of(namespace)
+    except OSError as error:
+        raise SlimError(f"that is no network namespace: {error.strerror}") from None
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as own:
+        if cookie == netns_cookie(own):
+            raise SlimError(
+                "the host's own network namespace cannot be attached to an overlay",
+                hint="make one for the container: ip netns add NAME",
+            )
+    return cookie
+
+
+def _check_namespace(settings: OverlaySettings, namespace: int) -> None:
+    for address in read_addresses(namespace):
+        segment = settings.segment_of(address)
+        if segment is not None:
+            raise SlimError(
+                f"the namespace has the address {address} on {segment.network} already",
+                hint="remove it there, or make the overlay of another network",
+            )
+
+
+def _check_peer(settings: OverlaySettings, peer: Address) -> None:
+    check_host(peer)
+    if peer == settings.underlay:
+        raise ConfigError(
+            f"{peer} is this host's own underlay address",
+            hint="join names the other hosts, on each of them",
+        )
+    if peer.version != settings.underlay.version:
+        raise ConfigError(
+            f"the underlay of overlay {settings.name} is IPv{settings.underlay.version}, "
+            f"{peer} is not"
+        )
+    if settings.segment_of(peer) is not None:
+        raise ConfigError(
+            f"{peer} is an address of the overlay itself",
+            hint="--peer takes the other host's underlay address",
+        )
+
+
 def attach_namespace(
     overlay_name: str,
     namespace: int | str | Path,
     address: Address | None = None,
     *,
+    label: str = "",
     state_dir: Path = DEFAULT_STATE_DIR,
 ) -> tuple[Address, ...]:
-    """Attach a namespace, given by fd (borrowed) or path; gives the addresses that it has then."""
+    """Attach a namespace, given by fd (borrowed) or path; gives the addresses that it has then.
+
+    `label` is what `slimctl overlay show` calls it.
+    """
     overlay = Overlay.load(overlay_name, state_dir=state_dir)
     addresses = () if address is None else (address,)
     if isinstance(namespace, int):
-        return overlay.attach(namespace, addresses, label=f"fd {namespace}").addresses
+        return overlay.attach(namespace, addresses, label=label).addresses
     try:
         fd = open_namespace(str(namespace))
     except OSError as error:
@@ -294,6 +291,6 @@ def attach_namespace(
             f"cannot open the network namespace {namespace}: {error.strerror}"
         ) from None
     try:
-        return overlay.attach(fd, addresses, label=str(namespace)).addresses
+        return overlay.attach(fd, addresses, label=label or str(namespace)).addresses
     finally:
         os.close(fd)

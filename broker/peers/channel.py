@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from slim.broker.errors import ControlError
-from slim.broker.peers import messages
 from slim.broker.peers.frames import FrameError
 from slim.broker.peers.link import HELLO_LIMIT_S, Link, PeerHandler, PeerInfo
 
@@ -24,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from slim.broker.endpoints import Endpoint
+    from slim.broker.peers import messages
     from slim.broker.peers.pki import HostCredentials
 
 log = logging.getLogger(__name__)

@@ -1,4 +1,4 @@
-"""Messages between two slimds over the control channel; framing and TLS are in peers.frames and peers.channel.
+"""Messages between two slimds over the control channel (peers.frames, peers.link).
 
 Addresses travel packed in 16 bytes (endpoints.packed16). A `token` pairs a question with its
 answer within one channel and direction. What a peer says about addresses is checked against its
@@ -41,7 +41,7 @@ class Key(PeerMessage, frozen=True):
 
 
 class Resolve(PeerMessage, frozen=True):
-    """May my workload (its identity) at `source` connect to your workload's `destination`:`port`?"""
+    """May my workload at `source` connect to your workload's `destination`:`port`?"""
 
     token: int
     workload: str
@@ -61,7 +61,7 @@ class ResolvedFast(PeerMessage, frozen=True):
     flow: int
     lifetime_ms: int
     isolated: bool
-    """Policy isolates the destination: plain peers are refused there, the overlay is no way back."""
+    """Policy isolates the destination: plain peers are refused, the overlay is no way back."""
     rule: str
 
 

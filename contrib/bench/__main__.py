@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 import logging
-import signal
 import sys
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 import msgspec
+from lab.hosts import interrupt_on_signals
 from lab.places import Contender
 from lab.testbed import Testbed
 from rich.console import Console
@@ -22,8 +22,6 @@ from bench.suite import SCENARIOS
 from slim.broker.errors import SlimError
 
 if TYPE_CHECKING:
-    from types import FrameType
-
     from bench.results import Results
     from bench.scenario import Scenario
 
@@ -44,7 +42,7 @@ exit status: 0; 1 if a bar fails, or a contender that was asked for could not ru
 def main() -> int:
     options = _parse(sys.argv[1:])
     logging.basicConfig(format="%(levelname)s: %(message)s")
-    signal.signal(signal.SIGTERM, _interrupt)
+    interrupt_on_signals()
     console = Console(stderr=True)
     try:
         everything = _run(options, console)
@@ -96,14 +94,16 @@ def _run_scenario(
             ]
             ratio = format_estimate(results.rate_ratio(Contender.SLIM, Contender.HOST))
             line = f"{scenario.title}: round {results.rounds}: {', '.join(shown)}"
-            console.print(f"{line}; slim/host {ratio}", markup=False, highlight=False)
+            console.print(
+                f"{line}; slim/host {ratio}", markup=False, highlight=False, soft_wrap=True
+            )
     return results
 
 
 def _judge_all(everything: list[Results], console: Console) -> int:
     status = 0
     for line in absent_lines(everything):
-        console.print(f"not measured: {line}", markup=False)
+        console.print(f"not measured: {line}", markup=False, soft_wrap=True)
         status = 1
     for results in everything:
         for bar in results.scenario.bars:
@@ -116,10 +116,6 @@ def _write(raw: IO[bytes] | None, lines: list[bytes]) -> None:
     if raw is not None:
         raw.writelines(line + b"\n" for line in lines)
         raw.flush()
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:

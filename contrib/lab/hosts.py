@@ -27,7 +27,7 @@ from slim.broker.errors import SlimError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from types import TracebackType
+    from types import FrameType, TracebackType
 
     from slim.broker.endpoints import Address
 
@@ -40,6 +40,7 @@ OVERLAY_MTU = 1450
 VXLAN_ID = 42
 VXLAN_PORT = 4789
 FIRST_CONTAINER = 2
+INTERRUPTS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 _numbers = itertools.count()
 
@@ -209,17 +210,25 @@ def ip(namespace: str, *words: str) -> None:
     run("ip", "-n", namespace, *words)
 
 
+def interrupt_on_signals() -> None:
+    """Let every signal that asks us to end unwind the stack, as Ctrl-C does."""
+    for number in INTERRUPTS:
+        signal.signal(number, _interrupt)
+
+
 @contextlib.contextmanager
 def uninterrupted() -> Iterator[None]:
     """Ignore interrupts, so that a second Ctrl-C does not stop the clean-up half way."""
-    ignored = {
-        number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)
-    }
+    ignored = {number: signal.signal(number, signal.SIG_IGN) for number in INTERRUPTS}
     try:
         yield
     finally:
         for number, handler in ignored.items():
             signal.signal(number, handler)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
 
 
 def _set_addresses(namespace: str, link: str, *addresses: str) -> None:

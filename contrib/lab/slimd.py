@@ -100,9 +100,12 @@ class Slimd:
         if self._process is None:
             return
         with uninterrupted():
-            if self._process.status() is None:
-                with contextlib.suppress(SlimError):
-                    self.slimctl("stop", "--release")
+            log = self._machine.host.directory / "stop.log"
+            release = Process("slimctl stop", self._slimctl("stop", "--release"), log)
+            # slimctl waits until slimd is gone, and slimd until we have reaped it.
+            self._process.wait(COMMAND_S)
+            release.wait(COMMAND_S)
+            release.stop()
             self._process.stop(signal.SIGTERM)
         self._process = None
 
@@ -117,8 +120,10 @@ class Slimd:
 
     def slimctl(self, *words: str) -> str:
         """What slimctl prints; SlimError if it fails."""
-        argv = [*self._machine.prefix, _command("slimctl"), "--run-dir", RUN_DIR, *words]
-        return run(*argv, timeout_s=COMMAND_S)
+        return run(*self._slimctl(*words), timeout_s=COMMAND_S)
+
+    def _slimctl(self, *words: str) -> list[str]:
+        return [*self._machine.prefix, _command("slimctl"), "--run-dir", RUN_DIR, *words]
 
     def processes(self) -> dict[str, int]:
         """Process ids by role; what does not run is left out."""

@@ -2,26 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.util
 import inspect
-from pathlib import Path
+from typing import TYPE_CHECKING
 
+import generate_hook_docs as generator
 import pytest
 
 from slim.broker import hookspecs, plugin_api
 
-ROOT = Path(__file__).resolve().parents[2]
+if TYPE_CHECKING:
+    from pathlib import Path
 
-
-def load_generator() -> Any:
-    file = ROOT / "contrib" / "generate_hook_docs.py"
-    spec = importlib.util.spec_from_file_location("generate_hook_docs", file)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-generator = load_generator()
 HOOKS = [name for name in vars(hookspecs) if name.startswith("slim_")]
 
 
@@ -31,7 +22,9 @@ def test_the_page_is_what_the_generator_writes() -> None:
     )
 
 
-def test_the_check_fails_for_a_stale_or_missing_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_check_fails_for_a_stale_or_missing_page(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     page = tmp_path / "hooks.md"
     monkeypatch.setattr(generator, "TARGET", page)
     assert generator.main(["--check"]) == 1

@@ -15,7 +15,9 @@ DENY_D = Verdict(False, "d:deny")
 
 
 @pytest.mark.parametrize("order", [*itertools.permutations([ALLOW_A, ALLOW_B, DENY_C, DENY_D])])
-def test_a_deny_wins_and_the_first_by_rule_is_named_in_any_order(order: tuple[Verdict, ...]) -> None:
+def test_a_deny_wins_and_the_first_by_rule_is_named_in_any_order(
+    order: tuple[Verdict, ...],
+) -> None:
     assert combine(order) == DENY_C
 
 

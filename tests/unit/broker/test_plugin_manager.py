@@ -8,6 +8,7 @@ import itertools
 import logging
 import sys
 import textwrap
+from typing import TYPE_CHECKING, TypeAlias
 
 import pytest
 
@@ -17,6 +18,16 @@ from slim.broker.endpoints import Endpoint, parse_address
 from slim.broker.errors import ConfigError, PluginError
 from slim.broker.plugin_manager import BUILTIN_PLUGINS, Plugins
 from slim.broker.plugin_settings import PluginSettings
+from support.lending import LoopbackContext
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from pathlib import Path
+
+    from slim.broker.discovery import DiscoveryBackend, Located
+
+WritePlugin: TypeAlias = "Callable[..., str]"
+"""Writes a module: its body and, if it matters, its name; gives the name."""
 
 BUILTIN_NAMES = sorted(module.rpartition(".")[2] for module in BUILTIN_PLUGINS)
 WORKLOAD = Identity("web", "shop", {})
@@ -37,7 +48,7 @@ def write_plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Wr
     monkeypatch.syspath_prepend(tmp_path)
     written = []
 
-    def write(body: str, name: str | None=None) -> str:
+    def write(body: str, name: str | None = None) -> str:
         name = name or f"plugin_{next(numbers)}"
         header = "from slim.broker.plugin_api import *\n"
         (tmp_path / f"{name}.py").write_text(header + textwrap.dedent(body))
@@ -49,7 +60,9 @@ def write_plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Wr
         sys.modules.pop(name, None)
 
 
-def load(*modules: str, block: Sequence[str]=(), environ: Mapping[str, str] | None=None) -> Plugins:
+def load(
+    *modules: str, block: Sequence[str] = (), environ: Mapping[str, str] | None = None
+) -> Plugins:
     return Plugins(load=modules, block=block, entry_points=False, environ=environ or {})
 
 
@@ -78,7 +91,9 @@ def test_every_hook_is_used_by_a_built_in_plugin() -> None:
     assert used == set(plugin_manager._hook_names())
 
 
-def test_a_module_of_the_configuration_is_loaded_by_its_last_name(write_plugin: WritePlugin, tmp_path: Path) -> None:
+def test_a_module_of_the_configuration_is_loaded_by_its_last_name(
+    write_plugin: WritePlugin, tmp_path: Path
+) -> None:
     (tmp_path / "package").mkdir()
     write_plugin("__version__ = '7'\n@hookimpl\ndef slim_decide(): pass", "package/mine")
     plugins = load("package.mine")
@@ -95,7 +110,9 @@ def test_a_module_of_the_configuration_is_loaded_by_its_last_name(write_plugin: 
         (["rules"], {"SLIM_BLOCKED_PLUGINS": " static , "}),
     ],
 )
-def test_blocked_plugins_are_not_loaded(block: Sequence[str], environ: Mapping[str, str] | None) -> None:
+def test_blocked_plugins_are_not_loaded(
+    block: Sequence[str], environ: Mapping[str, str] | None
+) -> None:
     names = loaded_names(load(block=block, environ=environ))
     assert names == [name for name in BUILTIN_NAMES if name not in ("rules", "static")]
 
@@ -126,12 +143,12 @@ def test_a_class_named_plugin_is_made_into_the_plugin(write_plugin: WritePlugin)
 
 def fake_entry_points(monkeypatch: pytest.MonkeyPatch, **values: str) -> None:
     entries = [importlib.metadata.EntryPoint(n, v, "slim") for n, v in values.items()]
-    monkeypatch.setattr(
-        plugin_manager.importlib.metadata, "entry_points", lambda group: tuple(entries)
-    )
+    monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: tuple(entries))
 
 
-def test_installed_plugins_are_loaded_unless_told_not_to(write_plugin: WritePlugin, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_installed_plugins_are_loaded_unless_told_not_to(
+    write_plugin: WritePlugin, monkeypatch: pytest.MonkeyPatch
+) -> None:
     module = write_plugin("@hookimpl\ndef slim_decide(): return Verdict(False, 'installed')")
     fake_entry_points(monkeypatch, mine=module)
     plugins = Plugins(environ={})
@@ -159,7 +176,9 @@ def test_installed_plugins_are_loaded_unless_told_not_to(write_plugin: WritePlug
         ),
     ],
 )
-def test_a_plugin_that_cannot_be_loaded_is_named_with_a_remedy(write_plugin: WritePlugin, body: str, message: str) -> None:
+def test_a_plugin_that_cannot_be_loaded_is_named_with_a_remedy(
+    write_plugin: WritePlugin, body: str, message: str
+) -> None:
     name = write_plugin(body)
     with pytest.raises(PluginError) as caught:
         load(name)
@@ -174,7 +193,9 @@ def test_a_misspelt_hook_is_answered_with_the_nearest_one(write_plugin: WritePlu
     assert caught.value.hint == "did you mean slim_decide?"
 
 
-def test_a_broken_installed_plugin_is_named_and_can_be_blocked(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_broken_installed_plugin_is_named_and_can_be_blocked(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     fake_entry_points(monkeypatch, broken="no_such_module")
     with pytest.raises(PluginError, match="plugin 'broken'") as caught:
         Plugins(environ={})
@@ -182,7 +203,9 @@ def test_a_broken_installed_plugin_is_named_and_can_be_blocked(monkeypatch: pyte
     Plugins(environ={"SLIM_BLOCKED_PLUGINS": "broken"})
 
 
-def test_no_plugin_takes_the_place_of_a_built_in_one(write_plugin: WritePlugin, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_plugin_takes_the_place_of_a_built_in_one(
+    write_plugin: WritePlugin, monkeypatch: pytest.MonkeyPatch
+) -> None:
     module = write_plugin("@hookimpl\ndef slim_decide(): pass", "rules")
     with pytest.raises(PluginError, match="the name is taken"):
         load(module)
@@ -202,7 +225,7 @@ def test_settings_reach_the_plugins(write_plugin: WritePlugin) -> None:
             seen.append((settings.host, settings.table(__name__)))
         """
     )
-    load(name).configure(settings(**{name: {"x": 1}}))
+    load(name).configure(PluginSettings("a", "slimd.toml", {name: {"x": 1}}))
     assert sys.modules[name].seen == [("a", {"x": 1})]
 
 
@@ -252,13 +275,17 @@ def test_without_an_opinion_the_default_is_allow(write_plugin: WritePlugin) -> N
 
 
 @pytest.mark.parametrize("order", [*itertools.permutations([ALLOW, DENY, NO_OPINION])])
-def test_the_strictest_verdict_wins_in_any_order_of_loading(write_plugin: WritePlugin, order: tuple[str, ...]) -> None:
+def test_the_strictest_verdict_wins_in_any_order_of_loading(
+    write_plugin: WritePlugin, order: tuple[str, ...]
+) -> None:
     plugins = load(*[write_plugin(body) for body in order])
     assert plugins.decide(REQUEST) == Verdict(False, "d")
 
 
 @pytest.mark.parametrize("allow_first", [True, False])
-def test_a_plugin_that_raises_denies_and_is_named(write_plugin: WritePlugin, allow_first: bool, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_plugin_that_raises_denies_and_is_named(
+    write_plugin: WritePlugin, allow_first: bool, caplog: pytest.LogCaptureFixture
+) -> None:
     broken, allows = write_plugin(RAISES), write_plugin(ALLOW)
     plugins = load(*([allows, broken] if allow_first else [broken, allows]))
     verdict = plugins.decide(REQUEST)
@@ -266,7 +293,9 @@ def test_a_plugin_that_raises_denies_and_is_named(write_plugin: WritePlugin, all
     assert plugins.errors == {broken: 1}
 
 
-def test_a_broken_plugins_traceback_is_logged_once(write_plugin: WritePlugin, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_broken_plugins_traceback_is_logged_once(
+    write_plugin: WritePlugin, caplog: pytest.LogCaptureFixture
+) -> None:
     plugins = load(write_plugin(RAISES))
     for _ in range(3):
         plugins.decide(REQUEST)
@@ -303,7 +332,9 @@ def test_a_long_name_does_not_lengthen_the_rule(write_plugin: WritePlugin) -> No
         (["return 0"], True),
     ],
 )
-def test_any_plugin_isolates_and_so_does_a_broken_one(write_plugin: WritePlugin, bodies: list[str], isolated: bool, caplog: pytest.LogCaptureFixture) -> None:
+def test_any_plugin_isolates_and_so_does_a_broken_one(
+    write_plugin: WritePlugin, bodies: list[str], isolated: bool, caplog: pytest.LogCaptureFixture
+) -> None:
     hook = "@hookimpl\ndef slim_isolates(workload, direction): "
     plugins = load(*[write_plugin(hook + body) for body in bodies])
     assert plugins.isolates(WORKLOAD, Direction.INGRESS) is isolated
@@ -344,7 +375,7 @@ CONTROL = Endpoint.parse("1.2.3.4:5")
 
 
 def backends_of(name: str) -> dict[str, DiscoveryBackend]:
-    return load(name, block=BUILTIN_NAMES).discovery_backends(context=None)
+    return load(name, block=BUILTIN_NAMES).discovery_backends(LoopbackContext())
 
 
 def locate(backend: DiscoveryBackend) -> Located | None:
@@ -358,6 +389,7 @@ def test_backends_are_given_by_name_and_called_through(write_plugin: WritePlugin
     backend.workload_added(3, ())
     backend.workload_removed(3)
     backend.close()
+    assert located is not None
     assert (located.host, located.control, located.lifetime_s) == ("b", CONTROL, 9.0)
     assert sys.modules[name].made[0].calls == [
         (3, REQUEST.destination_address),
@@ -368,25 +400,31 @@ def test_backends_are_given_by_name_and_called_through(write_plugin: WritePlugin
 
 
 def test_the_built_in_backends_are_there() -> None:
-    assert set(load().discovery_backends(context=None)) == {"static", "rendezvous"}
+    assert set(load().discovery_backends(LoopbackContext())) == {"static", "rendezvous"}
 
 
 @pytest.mark.parametrize(
     "answer", ["1 / 0", "'b'", "Located(None, None, 0)", "Located(None, None, float('nan'))"]
 )
-def test_a_backend_that_fails_has_no_opinion(write_plugin: WritePlugin, answer: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_backend_that_fails_has_no_opinion(
+    write_plugin: WritePlugin, answer: str, caplog: pytest.LogCaptureFixture
+) -> None:
     name = write_plugin(BACKEND + f"def answer(): return {answer}")
     assert locate(backends_of(name)["demo"]) is None
     assert "discovery 'demo': locating 10.77.2.7" in caplog.text
 
 
-def test_a_backend_may_have_no_opinion(write_plugin: WritePlugin, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_backend_may_have_no_opinion(
+    write_plugin: WritePlugin, caplog: pytest.LogCaptureFixture
+) -> None:
     name = write_plugin(BACKEND + "def answer(): return None")
     assert locate(backends_of(name)["demo"]) is None
     assert not caplog.records
 
 
-def test_a_backend_that_cannot_close_does_not_stop_slimd(write_plugin: WritePlugin, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_backend_that_cannot_close_does_not_stop_slimd(
+    write_plugin: WritePlugin, caplog: pytest.LogCaptureFixture
+) -> None:
     name = write_plugin(
         BACKEND + "def fail(*arguments): raise OSError('no')\n"
         "Backend.close = Backend.workload_added = Backend.workload_removed = fail"
@@ -430,7 +468,9 @@ Backend.locate = wait
         ("1 / 0", "slim_discovery_backends failed: ZeroDivisionError"),
     ],
 )
-def test_what_is_no_backend_stops_the_start_and_names_the_plugin(write_plugin: WritePlugin, result: str, message: str) -> None:
+def test_what_is_no_backend_stops_the_start_and_names_the_plugin(
+    write_plugin: WritePlugin, result: str, message: str
+) -> None:
     name = write_plugin(
         BACKEND + f"@hookimpl\ndef slim_discovery_backends(context): return {result}"
     )
@@ -442,7 +482,7 @@ def test_what_is_no_backend_stops_the_start_and_names_the_plugin(write_plugin: W
 def test_two_backends_of_one_name_stop_the_start(write_plugin: WritePlugin) -> None:
     first, second = write_plugin(BACKEND), write_plugin(BACKEND)
     with pytest.raises(PluginError, match="both have a backend 'demo'"):
-        load(first, second).discovery_backends(context=None)
+        load(first, second).discovery_backends(LoopbackContext())
 
 
 # --- encryption backends
@@ -487,7 +527,9 @@ def test_encryptions_are_given_by_name(write_plugin: WritePlugin) -> None:
         ),
     ],
 )
-def test_a_cipher_that_does_not_protect_stops_the_start(write_plugin: WritePlugin, change: str, message: str) -> None:
+def test_a_cipher_that_does_not_protect_stops_the_start(
+    write_plugin: WritePlugin, change: str, message: str
+) -> None:
     name = write_plugin(ENCRYPTION + change)
     with pytest.raises(PluginError, match=f"plugin '{name}'") as caught:
         load(name).encryption_backends()
@@ -498,7 +540,9 @@ def test_a_cipher_that_does_not_protect_stops_the_start(write_plugin: WritePlugi
 # --- tracing
 
 
-def test_tracing_logs_each_call_and_its_results(write_plugin: WritePlugin, caplog: pytest.LogCaptureFixture) -> None:
+def test_tracing_logs_each_call_and_its_results(
+    write_plugin: WritePlugin, caplog: pytest.LogCaptureFixture
+) -> None:
     name = write_plugin(DENY)
     plugins = load(name, block=BUILTIN_NAMES)
     with caplog.at_level(logging.DEBUG, plugin_manager.__name__):
@@ -512,7 +556,9 @@ def test_tracing_logs_each_call_and_its_results(write_plugin: WritePlugin, caplo
     assert after == "slim_decide -> [Verdict(allow=False, rule='d')]"
 
 
-def test_tracing_shows_what_a_plugin_raised(write_plugin: WritePlugin, caplog: pytest.LogCaptureFixture) -> None:
+def test_tracing_shows_what_a_plugin_raised(
+    write_plugin: WritePlugin, caplog: pytest.LogCaptureFixture
+) -> None:
     plugins = load(write_plugin(RAISES), block=BUILTIN_NAMES)
     with caplog.at_level(logging.DEBUG, plugin_manager.__name__):
         plugins.trace()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import pytest
 
@@ -10,18 +11,24 @@ from slim.broker.endpoints import Endpoint, parse_address
 from slim.broker.errors import ConfigError
 from slim.broker.plugin_settings import PluginSettings
 from slim.plugins.discovery.static import Plugin
+from support.lending import LoopbackContext
 
-B = {"host": "b", "control": "192.168.77.2:7946", "networks": ["10.77.2.0/24", "fd77:2::/64"]}
-C = {"host": "c", "control": "[fd00::3]:7946", "networks": ["10.77.0.0/16"]}
-D = {"host": "d", "control": "192.168.77.4:7946", "addresses": ["10.77.2.9", "fd77:2::9"]}
+if TYPE_CHECKING:
+    from slim.broker.discovery import DiscoveryBackend, Located
+
+Peer: TypeAlias = dict[str, Any]
+
+B: Peer = {"host": "b", "control": "192.168.77.2:7946", "networks": ["10.77.2.0/24", "fd77:2::/64"]}
+C: Peer = {"host": "c", "control": "[fd00::3]:7946", "networks": ["10.77.0.0/16"]}
+D: Peer = {"host": "d", "control": "192.168.77.4:7946", "addresses": ["10.77.2.9", "fd77:2::9"]}
 
 
-def configured(*peers: Peer, own_host: str="a") -> DiscoveryBackend:
+def configured(*peers: Peer, own_host: str = "a") -> DiscoveryBackend:
     plugin = Plugin()
     plugin.slim_configure(
         PluginSettings(own_host, "slimd.toml", {"static": {"peers": list(peers)}})
     )
-    [backend] = plugin.slim_discovery_backends(context=None)
+    [backend] = plugin.slim_discovery_backends(LoopbackContext())
     return backend
 
 
@@ -36,6 +43,7 @@ def located_host(backend: DiscoveryBackend, address: str) -> str | None:
 
 def test_an_address_in_a_peers_network_is_that_peers() -> None:
     located = locate(configured(B), "10.77.2.1")
+    assert located is not None
     assert located.host == "b"
     assert located.control == Endpoint.parse("192.168.77.2:7946")
     assert located.lifetime_s > 0
@@ -52,7 +60,9 @@ def test_an_address_in_a_peers_network_is_that_peers() -> None:
         ("fd77:2::8", "b"),
     ],
 )
-def test_the_longest_prefix_wins_in_any_order(peers: tuple[Peer, ...], address: str, host: str) -> None:
+def test_the_longest_prefix_wins_in_any_order(
+    peers: tuple[Peer, ...], address: str, host: str
+) -> None:
     assert located_host(configured(*peers), address) == host
 
 
@@ -62,7 +72,7 @@ def test_addresses_that_nobody_is_named_for_are_left_to_others(address: str) -> 
 
 
 def test_without_a_table_it_has_no_opinion() -> None:
-    [backend] = Plugin().slim_discovery_backends(context=None)
+    [backend] = Plugin().slim_discovery_backends(LoopbackContext())
     assert locate(backend, "10.77.2.1") is None
 
 

@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import itertools
 import random
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import pytest
 
-from slim.broker.decisions import PLAIN_PEER, Direction, FlowRequest, Identity
+from slim.broker.decisions import PLAIN_PEER, Direction, FlowRequest, Identity, Verdict
 from slim.broker.endpoints import parse_address
 from slim.broker.errors import ConfigError
 from slim.broker.plugin_settings import PluginSettings
 from slim.plugins.policy.rules import NAME, Plugin, RuleSet, read_rules
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from slim.broker.endpoints import Address
+
+Written: TypeAlias = dict[str, Any]
+"""One rule as TOML gives it."""
 
 WEB = Identity("web-1", "shop", {"app": "web", "tier": "front"})
 DB = Identity("db-1", "data", {"app": "db"})
@@ -20,13 +29,19 @@ DB_ADDRESS = parse_address("10.77.2.7")
 BOTH = [Direction.EGRESS, Direction.INGRESS]
 
 
-def rule_set(*rules: Written, default: str="allow") -> RuleSet:
+def rule_set(*rules: Written, default: str = "allow") -> RuleSet:
     named = [{"name": f"r{index}"} | rule for index, rule in enumerate(rules)]
     table = {"default": default, "rules": named}
     return read_rules(PluginSettings("a", "slimd.toml", {NAME: table}))
 
 
-def flow(direction: Direction, source: Identity=WEB, destination: Identity | None=DB, port: int=5432, **addresses: Address) -> FlowRequest:
+def flow(
+    direction: Direction,
+    source: Identity = WEB,
+    destination: Identity | None = DB,
+    port: int = 5432,
+    **addresses: Address,
+) -> FlowRequest:
     return FlowRequest(
         direction=direction,
         source=source,
@@ -35,6 +50,12 @@ def flow(direction: Direction, source: Identity=WEB, destination: Identity | Non
         destination_address=addresses.get("destination_address", DB_ADDRESS),
         port=port,
     )
+
+
+def verdict_of(rules: RuleSet, request: FlowRequest) -> Verdict:
+    verdict = rules.decide(request)
+    assert verdict is not None
+    return verdict
 
 
 def allows(rules: RuleSet, request: FlowRequest) -> bool:
@@ -57,7 +78,7 @@ def test_without_rules_there_is_no_opinion() -> None:
 @pytest.mark.parametrize("default", ["allow", "deny"])
 def test_the_default_decides_when_no_rule_matches(direction: Direction, default: str) -> None:
     rules = rule_set({"action": "deny", "source": {"app": "other"}}, default=default)
-    verdict = rules.decide(flow(direction))
+    verdict = verdict_of(rules, flow(direction))
     assert verdict.allow == (default == "allow")
     assert verdict.rule == "rules:default"
 
@@ -67,7 +88,7 @@ def test_the_default_decides_when_no_rule_matches(direction: Direction, default:
 def test_the_first_rule_that_matches_decides_and_is_named(direction: Direction, first: str) -> None:
     second = "deny" if first == "allow" else "allow"
     rules = rule_set({"action": first}, {"action": second})
-    verdict = rules.decide(flow(direction))
+    verdict = verdict_of(rules, flow(direction))
     assert (verdict.allow, verdict.rule) == (first == "allow", "rules:r0")
 
 
@@ -97,7 +118,9 @@ def test_each_key_narrows_what_a_rule_matches(key: str, fits: object, does_not_f
 @pytest.mark.parametrize(
     ("written", "refused"), [("egress", [True, False]), ("ingress", [False, True])]
 )
-def test_a_rule_of_one_direction_does_not_count_in_the_other(written: str, refused: list[bool]) -> None:
+def test_a_rule_of_one_direction_does_not_count_in_the_other(
+    written: str, refused: list[bool]
+) -> None:
     rules = rule_set({"action": "deny", "direction": written})
     assert [not allows(rules, flow(direction)) for direction in BOTH] == refused
 
@@ -130,7 +153,7 @@ def test_what_an_egress_list_left_open_is_decided_at_the_destination() -> None:
         {"action": "deny", "direction": "egress"},
     )
     assert allows(rules, flow(Direction.EGRESS, destination=None))
-    verdict = rules.decide(flow(Direction.INGRESS))
+    verdict = verdict_of(rules, flow(Direction.INGRESS))
     assert (verdict.allow, verdict.rule) == (False, "rules:r1")
 
 
@@ -150,7 +173,9 @@ def test_a_destination_on_the_same_host_is_decided_at_once() -> None:
 
 @pytest.mark.parametrize("key", [{"destination": {"app": "db"}}, {"destination_namespace": "x"}])
 @pytest.mark.parametrize(("default", "allowed"), [("allow", True), ("deny", False)])
-def test_rules_that_ask_for_an_identity_do_not_match_a_plain_destination(key: Written, default: str, allowed: bool) -> None:
+def test_rules_that_ask_for_an_identity_do_not_match_a_plain_destination(
+    key: Written, default: str, allowed: bool
+) -> None:
     for action in ("allow", "deny"):
         rules = rule_set({"action": action} | key, default=default)
         assert allows(rules, flow(Direction.EGRESS, destination=PLAIN_PEER)) is allowed
@@ -206,7 +231,9 @@ def test_rules_that_ask_for_an_identity_do_not_match_a_plain_destination(key: Wr
         ),
     ],
 )
-def test_a_workload_is_isolated_where_something_can_be_refused(rules: list[Written], default: str, web: tuple[bool, bool], db: tuple[bool, bool]) -> None:
+def test_a_workload_is_isolated_where_something_can_be_refused(
+    rules: list[Written], default: str, web: tuple[bool, bool], db: tuple[bool, bool]
+) -> None:
     made = rule_set(*rules, default=default)
     assert tuple(made.isolates(WEB, direction) for direction in BOTH) == web
     assert tuple(made.isolates(DB, direction) for direction in BOTH) == db
@@ -243,7 +270,9 @@ def random_rule(rng: random.Random) -> dict[str, object]:
     return rule
 
 
-def is_allowed(rules: list[Written], default: str, direction: str, request: FlowRequest, destination: Identity) -> bool:
+def is_allowed(
+    rules: list[Written], default: str, direction: str, request: FlowRequest, destination: Identity
+) -> bool:
     """One list with full knowledge, straight from the tables as written."""
     for rule in rules:
         source_labels = rule.get("source", {}).items()
@@ -258,7 +287,7 @@ def is_allowed(rules: list[Written], default: str, direction: str, request: Flow
             and _inside(request.destination_address, rule.get("destination_network"))
             and ("ports" not in rule or (request.port == 80) == (rule["ports"] == [80]))
         ):
-            return rule["action"] == "allow"
+            return bool(rule["action"] == "allow")
     return default == "allow"
 
 
@@ -267,7 +296,9 @@ def _inside(address: Address, network: str | None) -> bool:
     return network is None or str(address).startswith(prefixes[network])
 
 
-def random_cases(seed: int, rule_lists: int) -> Iterator[tuple[list[Written], str, RuleSet, FlowRequest, Identity]]:
+def random_cases(
+    seed: int, rule_lists: int
+) -> Iterator[tuple[list[Written], str, RuleSet, FlowRequest, Identity]]:
     """Rule lists, each with flows between all kinds of ends."""
     rng = random.Random(seed)
     for _ in range(rule_lists):
@@ -410,4 +441,4 @@ def test_an_unknown_default_is_a_mistake() -> None:
 
 def test_the_longest_name_leaves_the_verdict_within_its_limit() -> None:
     rules = rule_set({"action": "deny", "name": "x" * 64})
-    assert len(rules.decide(flow(Direction.EGRESS)).rule) <= 80
+    assert len(verdict_of(rules, flow(Direction.EGRESS)).rule) <= 80

@@ -1,0 +1,267 @@
+"""`slimctl overlay`: build and show the built-in VXLAN overlay."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from slim.broker.cli.tables import Column, print_json, print_table
+from slim.broker.endpoints import Address, Network, parse_address
+from slim.broker.overlay.namespaces import open_network
+from slim.broker.overlay.settings import MAX_VNI, VXLAN_PORT, OverlayRequest, Segment
+from slim.broker.overlay.state import DEFAULT_STATE_DIR, StateDirectory, as_text
+from slim.broker.overlay.vxlan import Overlay
+
+if TYPE_CHECKING:
+    from slim.broker.overlay.state import Attachment, OverlayState
+
+
+class AddressType(click.ParamType):
+    """An IP address; of one family if a version is given."""
+
+    name = "address"
+
+    def __init__(self, version: int | None = None) -> None:
+        self._version = version
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> Address:
+        try:
+            address = parse_address(str(value))
+        except ValueError:
+            self.fail(f"{value!r} is not an IP address", param, ctx)
+        if self._version not in (None, address.version):
+            self.fail(f"{address} is not an IPv{self._version} address", param, ctx)
+        return address
+
+
+class NetworkType(click.ParamType):
+    """A network as address/length, of one family."""
+
+    name = "network"
+
+    def __init__(self, version: int) -> None:
+        self._version = version
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> Network:
+        try:
+            network = ipaddress.ip_network(str(value))
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+        if network.version != self._version:
+            self.fail(f"{network} is not an IPv{self._version} network", param, ctx)
+        return network
+
+
+class MtuType(click.ParamType):
+    """A number of bytes, or `auto` (None)."""
+
+    name = "auto|bytes"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> int | None:
+        if value == "auto":
+            return None
+        try:
+            return int(value)
+        except ValueError:
+            self.fail(f"{value!r} is neither auto nor a number of bytes", param, ctx)
+
+
+_NETNS = {
+    "metavar": "NAME|PATH|PID",
+    "help": "The container's network namespace: a name under /run/netns, a path (with a /), or"
+    " the process id of somebody who is in it.",
+}
+
+
+@click.group()
+@click.option(
+    "--state-dir",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=DEFAULT_STATE_DIR,
+    show_default=True,
+    help="Where overlays and the addresses given out are remembered.",
+)
+@click.pass_context
+def overlay(context: click.Context, state_dir: Path) -> None:
+    """Build and show the built-in VXLAN overlay.
+
+    On every host: create the overlay under the same name with a subnet of the host's own, join
+    the other hosts, attach the containers.
+    """
+    context.obj = state_dir
+
+
+@overlay.command()
+@click.argument("name")
+@click.option("--network", type=NetworkType(4), help="The whole overlay's IPv4 network.")
+@click.option("--subnet", type=NetworkType(4), help="This host's part of --network.")
+@click.option("--network6", type=NetworkType(6), help="The whole overlay's IPv6 network.")
+@click.option("--subnet6", type=NetworkType(6), help="This host's part of --network6.")
+@click.option(
+    "--underlay",
+    type=AddressType(),
+    required=True,
+    help="This host's address that the other hosts send to.",
+)
+@click.option(
+    "--vni",
+    type=click.IntRange(1, MAX_VNI),
+    help="Number of the overlay on the wire. Default: from its name.",
+)
+@click.option(
+    "--mtu",
+    type=MtuType(),
+    default="auto",
+    show_default=True,
+    help="Of the containers' devices. auto: the underlay's, less 50 (IPv4) or 70 (IPv6).",
+)
+@click.option(
+    "--port",
+    type=click.IntRange(1, 65535),
+    default=VXLAN_PORT,
+    show_default=True,
+    help="UDP port, the same on every host; must be open between them.",
+)
+@click.pass_obj
+def create(
+    state_dir: Path,
+    name: str,
+    network: Network | None,
+    subnet: Network | None,
+    network6: Network | None,
+    subnet6: Network | None,
+    **rest: Any,
+) -> None:
+    """Make the overlay NAME on this host; again with the same options restores its devices."""
+    segments = []
+    for whole, part, suffix in ((network, subnet, ""), (network6, subnet6, "6")):
+        if (whole is None) != (part is None):
+            raise click.UsageError(f"--network{suffix} and --subnet{suffix} go together")
+        if whole is not None and part is not None:
+            segments.append(Segment(network=whole, subnet=part))
+    request = OverlayRequest(name=name, segments=tuple(segments), **rest)
+    made = Overlay.create(request, state_dir=state_dir)
+    click.echo(f"overlay {name}: {made.read().settings.describe()}")
+
+
+@overlay.command()
+@click.argument("name")
+@click.option(
+    "--peer", type=AddressType(), required=True, help="The other host's underlay address."
+)
+@click.pass_obj
+def join(state_dir: Path, name: str, peer: Address) -> None:
+    """Reach the containers of another host; on that host, join this one."""
+    Overlay.load(name, state_dir=state_dir).join(peer)
+
+
+@overlay.command()
+@click.argument("name")
+@click.option(
+    "--peer", type=AddressType(), required=True, help="The other host's underlay address."
+)
+@click.pass_obj
+def leave(state_dir: Path, name: str, peer: Address) -> None:
+    """Reach another host's containers no more."""
+    Overlay.load(name, state_dir=state_dir).leave(peer)
+
+
+@overlay.command()
+@click.argument("name")
+@click.option("--netns", required=True, **_NETNS)
+@click.option("--ip", type=AddressType(4), help="IPv4 address. Default: the next free one.")
+@click.option("--ip6", type=AddressType(6), help="IPv6 address. Default: the next free one.")
+@click.pass_obj
+def attach(state_dir: Path, name: str, netns: str, ip: Address | None, ip6: Address | None) -> None:
+    """Give a container a device on the overlay; prints the device and its addresses."""
+    loaded = Overlay.load(name, state_dir=state_dir)
+    asked = tuple(address for address in (ip, ip6) if address is not None)
+    namespace = open_network(netns)
+    try:
+        attachment = loaded.attach(namespace, asked, label=netns)
+    finally:
+        os.close(namespace)
+    click.echo(" ".join([attachment.interface, *map(str, attachment.addresses)]))
+
+
+@overlay.command()
+@click.argument("name")
+@click.option("--netns", **_NETNS)
+@click.option("--ip", type=AddressType(), help="Instead: an address that the container has.")
+@click.pass_obj
+def detach(state_dir: Path, name: str, netns: str | None, ip: Address | None) -> None:
+    """Take a container off the overlay."""
+    if (netns is None) == (ip is None):
+        raise click.UsageError("give --netns or --ip")
+    loaded = Overlay.load(name, state_dir=state_dir)
+    if netns is None:
+        loaded.detach(address=ip)
+        return
+    namespace = open_network(netns)
+    try:
+        loaded.detach(namespace=namespace)
+    finally:
+        os.close(namespace)
+
+
+@overlay.command()
+@click.argument("name", required=False)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON (docs/slimctl.md).")
+@click.pass_obj
+def show(state_dir: Path, name: str | None, as_json: bool) -> None:
+    """Show the overlay NAME with its containers, or all overlays."""
+    names = StateDirectory(state_dir).names() if name is None else [name]
+    states = [Overlay.load(one, state_dir=state_dir).read() for one in names]
+    if as_json:
+        print_json("overlays", [as_text(state) for state in states])
+    elif name is None:
+        print_table(states, _OVERLAYS, empty="no overlay on this host")
+    else:
+        click.echo(f"overlay {name}: {states[0].settings.describe()}")
+        click.echo(f"devices {states[0].settings.bridge}, {states[0].settings.vxlan}")
+        click.echo(f"peers {', '.join(map(str, states[0].peers)) or 'none'}")
+        print_table(states[0].attachments, _ATTACHMENTS, empty="no container is attached")
+
+
+@overlay.command()
+@click.argument("name")
+@click.option("--force", is_flag=True, help="Even with containers attached; they lose it.")
+@click.pass_obj
+def delete(state_dir: Path, name: str, force: bool) -> None:
+    """Remove the overlay from this host."""
+    Overlay.load(name, state_dir=state_dir).delete(force=force)
+
+
+def _subnets(state: OverlayState) -> str:
+    return " ".join(str(segment.subnet) for segment in state.settings.segments)
+
+
+def _addresses(attachment: Attachment) -> str:
+    return " ".join(map(str, attachment.addresses))
+
+
+_OVERLAYS: list[Column[OverlayState]] = [
+    Column("NAME", lambda state: state.settings.name),
+    Column("SUBNET", _subnets),
+    Column("UNDERLAY", lambda state: str(state.settings.underlay)),
+    Column("VNI", lambda state: str(state.settings.vni), right=True),
+    Column("MTU", lambda state: str(state.settings.mtu), right=True),
+    Column("PEERS", lambda state: str(len(state.peers)), right=True),
+    Column("CONTAINERS", lambda state: str(len(state.attachments)), right=True),
+]
+_ATTACHMENTS: list[Column[Attachment]] = [
+    Column("NAMESPACE", lambda one: one.namespace),
+    Column("DEVICE", lambda one: one.interface),
+    Column("ADDRESSES", _addresses),
+    Column("HOST DEVICE", lambda one: one.device, from_width=80),
+]
