@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 import socket
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -65,6 +66,8 @@ class Attempt:
     is_second: bool
     token: int = 0
     timers: list[Timer] = field(default_factory=list)
+    unsent: bytes = b""
+    """The record, if fast open is off: sent as soon as the handshake is done."""
     result: int | None = None
     """0 or an errno, once known."""
 
@@ -122,15 +125,12 @@ class Connector:
         record = Record(flow.flow, Kind.DATA, Endpoint(flow.source, action.bound_port))
         try:
             new.setsockopt(socket.IPPROTO_TCP, TCP_FASTOPEN_NO_COOKIE, 1)
-            address = sockaddr.for_python(flow.host, domain)
-            sent = new.sendto(sealer.seal(record, flow.host), _SYN_FLAGS, address)
+            sealed = sealer.seal(record, flow.host)
+            unsent = _send_syn(new, sealed, sockaddr.for_python(flow.host, domain), nonblocking)
             local_port = action.bound_port or new.getsockname()[1]
         except OSError as error:
             new.close()
             return self._refused_at_once(action, error)
-        if sent != RECORD_BYTES:
-            reset(new)
-            return "short-syn"
         try:
             swap(call, fd, old, new)
         except OtherCopyAlive:
@@ -156,6 +156,7 @@ class Connector:
             attempt = Attempt(
                 new, cookie, fd, domain, action.key, flow, action.bound_port, [call], is_second
             )
+            attempt.unsent = unsent
             self._hold(attempt)
         return ""
 
@@ -210,6 +211,9 @@ class Connector:
             self._failed(attempt, code or errno.ECONNREFUSED)
 
     def _established(self, attempt: Attempt) -> None:
+        if attempt.unsent:
+            # The send buffer of a new connection always has room for 80 bytes.
+            attempt.sock.send(attempt.unsent, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
         # The kernel's own second connect() moves the socket from connecting to connected, so
         # that the program's next one is EISCONN, as after a connect of its own.
         attempt.sock.connect_ex(sockaddr.for_python(attempt.flow.host, attempt.domain))
@@ -422,6 +426,32 @@ class Connector:
     def _take_waiting(self, attempt: Attempt) -> list[PendingCall]:
         waiting, attempt.waiting = attempt.waiting, []
         return waiting
+
+
+def _send_syn(
+    sock: socket.socket, record: bytes, address: tuple[str, int], nonblocking: bool
+) -> bytes:
+    """Start the handshake with the record in the SYN; gives what is still to be sent.
+
+    OSError EOPNOTSUPP if net.ipv4.tcp_fastopen lacks bit 1 (client) and the program will not
+    wait: then nobody could send the record before the program's own bytes.
+    """
+    try:
+        if sock.sendto(record, _SYN_FLAGS, address) != RECORD_BYTES:
+            raise OSError(errno.EMSGSIZE, "the record does not fit the SYN")
+        return b""
+    except OSError as error:
+        if error.errno != errno.EOPNOTSUPP or nonblocking:
+            raise
+    # The flag is set for the moment of this call only: the file is not the program's yet.
+    os.set_blocking(sock.fileno(), False)
+    try:
+        code = sock.connect_ex(address)
+    finally:
+        os.set_blocking(sock.fileno(), True)
+    if code not in (0, errno.EINPROGRESS):
+        raise OSError(code, os.strerror(code))
+    return record
 
 
 def _answer(call: PendingCall, code: int) -> bool:

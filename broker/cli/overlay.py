@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipaddress
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -17,70 +17,68 @@ from slim.broker.overlay.state import DEFAULT_STATE_DIR, StateDirectory, as_text
 from slim.broker.overlay.vxlan import Overlay
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from slim.broker.overlay.state import Attachment, OverlayState
 
-
-class AddressType(click.ParamType):
-    """An IP address; of one family if a version is given."""
-
-    name = "address"
-
-    def __init__(self, version: int | None = None) -> None:
-        self._version = version
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> Address:
-        try:
-            address = parse_address(str(value))
-        except ValueError:
-            self.fail(f"{value!r} is not an IP address", param, ctx)
-        if self._version not in (None, address.version):
-            self.fail(f"{address} is not an IPv{self._version} address", param, ctx)
-        return address
+T = TypeVar("T", Address, Network)
+F = TypeVar("F", bound="Callable[..., Any]")
 
 
-class NetworkType(click.ParamType):
-    """A network as address/length, of one family."""
-
-    name = "network"
-
-    def __init__(self, version: int) -> None:
-        self._version = version
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> Network:
-        try:
-            network = ipaddress.ip_network(str(value))
-        except ValueError as error:
-            self.fail(str(error), param, ctx)
-        if network.version != self._version:
-            self.fail(f"{network} is not an IPv{self._version} network", param, ctx)
-        return network
+def read_address(text: str) -> Address:
+    try:
+        return parse_address(text)
+    except ValueError:
+        raise click.BadParameter(f"{text!r} is not an IP address") from None
 
 
-class MtuType(click.ParamType):
-    """A number of bytes, or `auto` (None)."""
-
-    name = "auto|bytes"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> int | None:
-        if value == "auto":
-            return None
-        try:
-            return int(value)
-        except ValueError:
-            self.fail(f"{value!r} is neither auto nor a number of bytes", param, ctx)
+def read_address4(text: str) -> Address:
+    return _of_family(read_address(text), 4)
 
 
-_NETNS = {
-    "metavar": "NAME|PATH|PID",
-    "help": "The container's network namespace: a name under /run/netns, a path (with a /), or"
-    " the process id of somebody who is in it.",
-}
+def read_address6(text: str) -> Address:
+    return _of_family(read_address(text), 6)
+
+
+def read_network4(text: str) -> Network:
+    return _of_family(_read_network(text), 4)
+
+
+def read_network6(text: str) -> Network:
+    return _of_family(_read_network(text), 6)
+
+
+def read_mtu(text: str) -> int | None:
+    """None for `auto`."""
+    if text == "auto":
+        return None
+    try:
+        return int(text)
+    except ValueError:
+        raise click.BadParameter(f"{text!r} is neither auto nor a number of bytes") from None
+
+
+def _read_network(text: str) -> Network:
+    try:
+        return ipaddress.ip_network(text)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
+
+
+def _of_family(value: T, version: int) -> T:
+    if value.version != version:
+        raise click.BadParameter(f"{value} is not IPv{version}")
+    return value
+
+
+def _netns_option(*, required: bool) -> Callable[[F], F]:
+    return click.option(
+        "--netns",
+        required=required,
+        metavar="NAME|PATH|PID",
+        help="The container's network namespace: a name under /run/netns, a path (with a /), or"
+        " the process id of somebody who is in it.",
+    )
 
 
 @click.group()
@@ -103,13 +101,22 @@ def overlay(context: click.Context, state_dir: Path) -> None:
 
 @overlay.command()
 @click.argument("name")
-@click.option("--network", type=NetworkType(4), help="The whole overlay's IPv4 network.")
-@click.option("--subnet", type=NetworkType(4), help="This host's part of --network.")
-@click.option("--network6", type=NetworkType(6), help="The whole overlay's IPv6 network.")
-@click.option("--subnet6", type=NetworkType(6), help="This host's part of --network6.")
+@click.option(
+    "--network", type=read_network4, metavar="NETWORK", help="The whole overlay's IPv4 network."
+)
+@click.option(
+    "--subnet", type=read_network4, metavar="NETWORK", help="This host's part of --network."
+)
+@click.option(
+    "--network6", type=read_network6, metavar="NETWORK", help="The whole overlay's IPv6 network."
+)
+@click.option(
+    "--subnet6", type=read_network6, metavar="NETWORK", help="This host's part of --network6."
+)
 @click.option(
     "--underlay",
-    type=AddressType(),
+    type=read_address,
+    metavar="ADDRESS",
     required=True,
     help="This host's address that the other hosts send to.",
 )
@@ -120,7 +127,8 @@ def overlay(context: click.Context, state_dir: Path) -> None:
 )
 @click.option(
     "--mtu",
-    type=MtuType(),
+    type=read_mtu,
+    metavar="auto|BYTES",
     default="auto",
     show_default=True,
     help="Of the containers' devices. auto: the underlay's, less 50 (IPv4) or 70 (IPv6).",
@@ -135,6 +143,7 @@ def overlay(context: click.Context, state_dir: Path) -> None:
 @click.pass_obj
 def create(
     state_dir: Path,
+    /,
     name: str,
     network: Network | None,
     subnet: Network | None,
@@ -157,7 +166,11 @@ def create(
 @overlay.command()
 @click.argument("name")
 @click.option(
-    "--peer", type=AddressType(), required=True, help="The other host's underlay address."
+    "--peer",
+    type=read_address,
+    metavar="ADDRESS",
+    required=True,
+    help="The other host's underlay address.",
 )
 @click.pass_obj
 def join(state_dir: Path, name: str, peer: Address) -> None:
@@ -168,7 +181,11 @@ def join(state_dir: Path, name: str, peer: Address) -> None:
 @overlay.command()
 @click.argument("name")
 @click.option(
-    "--peer", type=AddressType(), required=True, help="The other host's underlay address."
+    "--peer",
+    type=read_address,
+    metavar="ADDRESS",
+    required=True,
+    help="The other host's underlay address.",
 )
 @click.pass_obj
 def leave(state_dir: Path, name: str, peer: Address) -> None:
@@ -178,9 +195,13 @@ def leave(state_dir: Path, name: str, peer: Address) -> None:
 
 @overlay.command()
 @click.argument("name")
-@click.option("--netns", required=True, **_NETNS)
-@click.option("--ip", type=AddressType(4), help="IPv4 address. Default: the next free one.")
-@click.option("--ip6", type=AddressType(6), help="IPv6 address. Default: the next free one.")
+@_netns_option(required=True)
+@click.option(
+    "--ip", type=read_address4, metavar="ADDRESS", help="IPv4 address. Default: the next free one."
+)
+@click.option(
+    "--ip6", type=read_address6, metavar="ADDRESS", help="IPv6 address. Default: the next free one."
+)
 @click.pass_obj
 def attach(state_dir: Path, name: str, netns: str, ip: Address | None, ip6: Address | None) -> None:
     """Give a container a device on the overlay; prints the device and its addresses."""
@@ -196,8 +217,10 @@ def attach(state_dir: Path, name: str, netns: str, ip: Address | None, ip6: Addr
 
 @overlay.command()
 @click.argument("name")
-@click.option("--netns", **_NETNS)
-@click.option("--ip", type=AddressType(), help="Instead: an address that the container has.")
+@_netns_option(required=False)
+@click.option(
+    "--ip", type=read_address, metavar="ADDRESS", help="Instead: an address that the container has."
+)
 @click.pass_obj
 def detach(state_dir: Path, name: str, netns: str | None, ip: Address | None) -> None:
     """Take a container off the overlay."""

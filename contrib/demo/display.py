@@ -120,11 +120,14 @@ def proof_panel(title: str, proof: Proof) -> Panel:
     for host, shown in proof.shown.items():
         lines = shown.rstrip().splitlines()
         texts.append(Text(f"host {host}: slimctl connections", style="bold"))
-        for line in lines[:SHOWN_LINES]:
-            texts.append(Text(line.rstrip(), no_wrap=True, overflow="ellipsis"))
+        texts.extend(_cut(line) for line in lines[:SHOWN_LINES])
         if len(lines) > SHOWN_LINES:
             texts.append(Text(f"... and {len(lines) - SHOWN_LINES} more", style="dim"))
     return Panel(Group(*texts), title=title)
+
+
+def _cut(line: str) -> Text:
+    return Text(line.rstrip(), no_wrap=True, overflow="ellipsis")
 
 
 def _rate(results: Results | None, contender: Contender) -> str:

@@ -1,0 +1,28 @@
+"""Markers: what a test needs. A missing thing skips with the probe's sentence."""
+
+from __future__ import annotations
+
+import pytest
+
+from support import capabilities
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    for marker in item.iter_markers():
+        match marker.name:
+            case "needs_root":
+                _need("root", capabilities.why_no_root())
+            case "needs_netns":
+                _need("netns", capabilities.why_no_netns())
+            case "needs_program":
+                for name in marker.args:
+                    _need(name, capabilities.why_no_program(name))
+
+
+def _need(capability: str, why_not: str) -> None:
+    if not why_not:
+        return
+    if capabilities.is_required(capability):
+        pytest.fail(f"SLIM_REQUIRE asks for {capability}: {why_not}", pytrace=False)
+    pytest.skip(why_not)

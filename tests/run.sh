@@ -1,0 +1,31 @@
+#!/bin/bash
+# All checks and tests, from a fresh Debian 12, as root: installs what is missing (apt, pip), then
+# runs ruff, mypy and pytest, the last with the given arguments. Fails if one of them does.
+
+# shellcheck source=contrib/setup.sh
+. "$(dirname "${BASH_SOURCE[0]}")/../contrib/setup.sh"
+
+slim_require_root
+packages=(
+    "${SLIM_BASE_PACKAGES[@]}" "${SLIM_PROGRAM_PACKAGES[@]}"
+    nftables tcpdump gcc libc6-dev musl-tools
+)
+# Programs without libc are tested, too; a Go that is not Debian's does as well.
+command -v go >/dev/null || packages+=(golang-go)
+slim_install_packages "${packages[@]}"
+slim_make_environment dev
+
+cd "$SLIM_ROOT"
+failed=()
+check() {
+    slim_say "$*"
+    "$@" || failed+=("$1")
+}
+check ruff check .
+check ruff format --check .
+check mypy
+check pytest "$@"
+if [ "${#failed[@]}" -ne 0 ]; then
+    slim_fail "failed: ${failed[*]}"
+fi
+slim_say "all checks and tests passed"
