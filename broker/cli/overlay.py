@@ -151,7 +151,10 @@ def create(
     subnet6: Network | None,
     **rest: Any,
 ) -> None:
-    """Make the overlay NAME on this host; again with the same options restores its devices."""
+    """Make an overlay on this host.
+
+    Again with the same options: restore devices that are missing, as after a restart of the host.
+    """
     segments = []
     for whole, part, suffix in ((network, subnet, ""), (network6, subnet6, "6")):
         if (whole is None) != (part is None):
@@ -174,7 +177,7 @@ def create(
 )
 @click.pass_obj
 def join(state_dir: Path, name: str, peer: Address) -> None:
-    """Reach the containers of another host; on that host, join this one."""
+    """Reach another host's containers; over there, join this host."""
     Overlay.load(name, state_dir=state_dir).join(peer)
 
 
@@ -204,7 +207,7 @@ def leave(state_dir: Path, name: str, peer: Address) -> None:
 )
 @click.pass_obj
 def attach(state_dir: Path, name: str, netns: str, ip: Address | None, ip6: Address | None) -> None:
-    """Give a container a device on the overlay; prints the device and its addresses."""
+    """Give a container a device; prints it and its addresses."""
     loaded = Overlay.load(name, state_dir=state_dir)
     asked = tuple(address for address in (ip, ip6) if address is not None)
     namespace = open_network(netns)

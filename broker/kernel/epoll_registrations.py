@@ -21,12 +21,14 @@ from slim.broker.errors import SyscallError
 from slim.broker.kernel.epoll import EPOLL_CTL_ADD, EPOLL_CTL_DEL, epoll_event
 from slim.broker.kernel.libc import libc
 from slim.broker.kernel.namespaces import unshare
-from slim.broker.kernel.pidfd import pidfd_getfd, pidfd_open_thread
+from slim.broker.kernel.pidfd import pidfd_getfd, pidfd_open_thread, read_fdinfo
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
 CLONE_FILES = 0x400
+_SMALL_SET_BYTES = 4096
+"""About fifty items."""
 
 _epoll_ctl = libc.epoll_ctl
 
@@ -55,11 +57,26 @@ class RegistrationMover:
     def find(self, tid: int, fd: int, candidates: Iterable[int]) -> list[Registration]:
         """Registrations of the thread's `fd` in those of its fds that are epoll sets.
 
-        EPOLL_CTL_ADD answers EEXIST where there is one: only then fdinfo is read.
+        The fdinfo of a small set is read at once. A large one is first asked, by EPOLL_CTL_ADD in
+        the helper thread, whether it holds the fd at all: EEXIST. So the cost does not grow with
+        the number of fds in the set.
         """
-        numbers = [number for number in candidates if number != fd]
         found: list[Registration] = []
-        self._call(lambda: _find(tid, fd, numbers, found))
+        large = []
+        for number in candidates:
+            if number == fd:
+                continue
+            try:
+                text = read_fdinfo(tid, number, _SMALL_SET_BYTES)
+            except OSError:
+                # Closed since.
+                continue
+            if len(text) < _SMALL_SET_BYTES:
+                found.extend(_parse(text, number, fd))
+            else:
+                large.append(number)
+        if large:
+            self._call(lambda: _find(tid, fd, large, found))
         return found
 
     def add(self, tid: int, fd: int, registrations: list[Registration]) -> None:
@@ -178,11 +195,16 @@ def _add(tid: int, fd: int, registrations: list[Registration]) -> None:
 
 
 def _read_registrations(tid: int, epoll_fd: int, fd: int) -> list[Registration]:
-    """Every item for `fd` of a line `tfd: N events: X data: Y ...` in the set's fdinfo."""
+    with open(f"/proc/{tid}/fdinfo/{epoll_fd}", "rb") as fdinfo:
+        return _parse(fdinfo.read(), epoll_fd, fd)
+
+
+def _parse(text: bytes, epoll_fd: int, fd: int) -> list[Registration]:
+    """Every item for `fd` in the fdinfo of a set: lines `tfd: N events: X data: Y ...`."""
     found = []
-    with open(f"/proc/{tid}/fdinfo/{epoll_fd}") as fdinfo:
-        for line in fdinfo:
-            fields = line.replace(":", " ").split()
-            if len(fields) >= 6 and fields[0] == "tfd" and int(fields[1]) == fd:
+    for line in text.splitlines():
+        if line.startswith(b"tfd:"):
+            fields = line.replace(b":", b" ").split()
+            if int(fields[1]) == fd:
                 found.append(Registration(epoll_fd, int(fields[3], 16), int(fields[5], 16)))
     return found

@@ -296,7 +296,8 @@ class Rendezvous:
     async def _receive(self, sock: socket.socket, nonce: bytes, destination: Address) -> Located:
         loop = asyncio.get_running_loop()
         for _ in range(MAX_BAD_ANSWERS):
-            data = await loop.sock_recv(sock, QUESTION.size + 1)
+            # What is longer is cut, and then no answer.
+            data = await loop.sock_recv(sock, QUESTION.size)
             located = self._check(data, nonce, destination)
             if located is not None:
                 return located
@@ -306,8 +307,6 @@ class Rendezvous:
 
     def _check(self, data: bytes, nonce: bytes, destination: Address) -> Located | None:
         """What an answer says; None unless it is to this question and from a slimd in charge."""
-        if len(data) > QUESTION.size:
-            return None
         try:
             answer = _decode_answer(data)
             statement = _decode_statement(answer.statement)

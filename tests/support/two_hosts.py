@@ -35,7 +35,12 @@ if TYPE_CHECKING:
 TESTS = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent
 PROBE_S = 30.0
-STOPPED_WAIT_S = 5.0
+PATIENCE = """
+[limits]
+resolve_budget_ms = 1000
+connect_budget_ms = 5000
+"""
+"""On a busy machine the default of 20 ms would send some first connections over the overlay."""
 
 
 class ConfiguredSlimd(Slimd):
@@ -47,9 +52,8 @@ class ConfiguredSlimd(Slimd):
 
     def _configure(self) -> None:
         super()._configure()
-        if self._more:
-            path = self._machine.path("/etc/slim/slimd.toml")
-            path.write_text(path.read_text() + self._more)
+        path = self._machine.path("/etc/slim/slimd.toml")
+        path.write_text(path.read_text() + PATIENCE + self._more)
 
 
 class Running:

@@ -29,16 +29,25 @@ def endpoint(name: Name | tuple[Any, ...]) -> str:
 
 def listen(address: str, port: int, *, backlog: int = 128) -> socket.socket:
     sock = socket.socket(family_of(address), socket.SOCK_STREAM)
+    listen_on(sock, address, port, backlog=backlog)
+    return sock
+
+
+def listen_on(sock: socket.socket, address: str, port: int, *, backlog: int = 128) -> None:
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     sock.bind((address, port))
     sock.listen(backlog)
-    return sock
 
 
 def greet_server(address: str, port: int) -> None:
     """Serve for ever; reports the listener's own name when it listens."""
     listener = listen(address, port)
     report(endpoint(listener.getsockname()))
+    greet(listener)
+
+
+def greet(listener: socket.socket) -> None:
+    """Accept for ever, a thread for each connection."""
     while True:
         sock, accepted = listener.accept()
         threading.Thread(target=_greet, args=(sock, accepted), daemon=True).start()
@@ -103,8 +112,10 @@ def try_visit(address: str, port: int) -> dict[str, Any]:
 
 
 def stay(address: str, port: int, payload_bytes: int = 1000) -> None:
-    """Connect, report the greeting, and stay connected; each line on standard input is one echo,
-    after which the names are reported again."""
+    """Connect, report the greeting, and stay connected.
+
+    Each line on standard input is one echo, after which its length is reported, then the names.
+    """
     with socket.create_connection((address, port), timeout=10) as sock:
         report(greeted(sock))
         while True:
@@ -113,6 +124,7 @@ def stay(address: str, port: int, payload_bytes: int = 1000) -> None:
             except EOFError:
                 return
             check_echo(sock, payload_bytes)
+            report(payload_bytes)
             report(
                 {
                     "client_name": endpoint(sock.getsockname()),

@@ -608,7 +608,7 @@ def test_a_workload_that_goes_while_its_address_is_not_ready_is_not_tried_again(
 
 
 def test_new_addresses_are_answered_for_and_old_ones_no_more(
-    answering: LoopbackContext, asking: LoopbackContext
+    answering: LoopbackContext, asking: LoopbackContext, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def scenario() -> list[Located | None]:
         async with backend(answering, HERE) as answerer, backend(asking) as asker:
@@ -621,6 +621,8 @@ def test_new_addresses_are_answered_for_and_old_ones_no_more(
             return both + one
 
     assert asyncio.run(scenario()) == [FOUND, FOUND, REFUSED, FOUND]
+    # What is there already is not bound a second time.
+    assert not caplog.records
 
 
 def test_a_workload_that_is_gone_is_not_answered_for(

@@ -1,0 +1,87 @@
+"""Sockets that Slim leaves alone, and strangers."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import struct
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from support.probes.peers import endpoint, family_of, greet, listen_on, visit
+from support.probes.reporting import report
+
+SO_NETNS_COOKIE = 71
+
+
+def visit_at_once(address: str, port: int, number: int) -> list[dict[str, Any]]:
+    """Many visits from 20 threads."""
+    with ThreadPoolExecutor(20) as pool:
+        return list(pool.map(lambda _: visit(address, port), range(number)))
+
+
+def refusal(address: str, port: int) -> str:
+    """Name of the errno that a connect fails with; empty when it does not."""
+    with socket.socket(family_of(address), socket.SOCK_STREAM) as sock:
+        sock.settimeout(10)
+        code = sock.connect_ex((address, port))
+    return errno.errorcode[code] if code else ""
+
+
+def v6only_server(port: int) -> None:
+    sock = socket.socket(socket.AF_INET6, socket.SOCK_STREAM)
+    sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+    listen_on(sock, "::", port)
+    report("listening")
+    greet(sock)
+
+
+def udp_server(address: str, port: int) -> None:
+    """Answers each datagram with the address that it came from."""
+    with socket.socket(family_of(address), socket.SOCK_DGRAM) as sock:
+        sock.bind((address, port))
+        report("bound")
+        while True:
+            _, peer = sock.recvfrom(2048)
+            sock.sendto(endpoint(peer).encode(), peer)
+
+
+def udp_visit(address: str, port: int) -> dict[str, Any]:
+    with socket.socket(family_of(address), socket.SOCK_DGRAM) as sock:
+        before = sock.getsockopt(socket.SOL_SOCKET, SO_NETNS_COOKIE, 8)
+        sock.settimeout(10)
+        sock.connect((address, port))
+        sock.send(b"who am I")
+        return {
+            "peer": sock.recv(2048).decode(),
+            "client_name": endpoint(sock.getsockname()),
+            "client_netns_is_own": sock.getsockopt(socket.SOL_SOCKET, SO_NETNS_COOKIE, 8)
+            == before,
+        }
+
+
+def unix_pair() -> str:
+    """Path and abstract names, stream, with an fd and credentials passed."""
+    with tempfile.TemporaryDirectory() as directory:
+        path = str(Path(directory) / "socket")
+        with (
+            socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener,
+            socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client,
+        ):
+            listener.bind(path)
+            listener.listen(1)
+            client.connect(path)
+            server, _ = listener.accept()
+            with server:
+                assert client.getpeername() == path
+                assert server.getsockname() == path
+                raw = server.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+                assert struct.unpack("3i", raw)[0] == os.getpid()
+                reader, writer = os.pipe()
+                socket.send_fds(client, [b"x"], [reader])
+                _, (received,), _, _ = socket.recv_fds(server, 1, 1)
+                os.write(writer, b"hello")
+                return os.read(received, 5).decode()
