@@ -3,10 +3,8 @@
     ConnectHost: make alike -> SYN with the record -> swap -> (non-blocking) EINPROGRESS
                                                             (blocking) Attempt, held
 
-An Attempt lives from the swap until its result was delivered. The held call waits interruptibly:
-after a signal the program may issue it again (a new notification), which joins the attempt and
-gets its result. Refused while held: control is asked again once, then a fresh overlay socket
-takes the host socket's place and the call goes on there.
+Refused while held (attempts.py): control is asked again once, then a fresh overlay socket takes
+the host socket's place and the call goes on there.
 """
 
 from __future__ import annotations
@@ -15,10 +13,11 @@ import errno
 import logging
 import os
 import socket
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from slim.broker.actions import ConnectHost
 from slim.broker.admission.preamble import RECORD_BYTES, Kind, Record
+from slim.broker.attempts import Attempt, Attempts, answer
 from slim.broker.endpoints import Endpoint
 from slim.broker.errors import TargetGone
 from slim.broker.flows import DeniedFlow, FastFlow, Flow, FlowKey, OverlayFlow
@@ -26,56 +25,30 @@ from slim.broker.kernel import sockaddr
 from slim.broker.kernel.epoll import EPOLLERR, EPOLLHUP, EPOLLONESHOT, EPOLLOUT
 from slim.broker.kernel.socket_options import (
     TCP_CLOSE,
-    TCP_ESTABLISHED,
     TCP_FASTOPEN_NO_COOKIE,
     TCP_SYN_SENT,
     read_cookie,
     reset,
     tcp_state,
-    timeout_s,
 )
 from slim.broker.perform import OtherCopyAlive, capture, make_alike, swap
 
 if TYPE_CHECKING:
-    from slim.broker.actions import ConnectAgain, ConnectHost
+    from slim.broker.actions import ConnectAgain
     from slim.broker.calls import Connect
     from slim.broker.context import TrapContext
-    from slim.broker.loop import Timer
     from slim.broker.pipeline import Observed
     from slim.broker.supervisor import PendingCall
 
 log = logging.getLogger(__name__)
 
 _SYN_FLAGS = socket.MSG_FASTOPEN | socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
-# What a host path answers when it is closed to us; anything else is not the path's fault.
-_KEEP_RESULT_S = 30.0
-
-
-@dataclass(slots=True, eq=False)
-class Attempt:
-    """One blocking connect on a host socket. Owns `sock`, our duplicate, until it ends."""
-
-    sock: socket.socket
-    cookie: int
-    fd: int
-    domain: int
-    key: FlowKey
-    flow: FastFlow
-    bound_port: int
-    waiting: list[PendingCall]
-    is_second: bool
-    token: int = 0
-    timers: list[Timer] = field(default_factory=list)
-    unsent: bytes = b""
-    """The record, if fast open is off: sent as soon as the handshake is done."""
-    result: int | None = None
-    """0 or an errno, once known."""
 
 
 class Connector:
     def __init__(self, context: TrapContext) -> None:
         self._context = context
-        self._attempts: dict[int, Attempt] = {}
+        self._attempts = Attempts(context, self._path_failed, self._take_back)
         self._watched: dict[int, int] = {}
 
     def forget(self, cookie: int) -> None:
@@ -157,7 +130,7 @@ class Connector:
                 new, cookie, fd, domain, action.key, flow, action.bound_port, [call], is_second
             )
             attempt.unsent = unsent
-            self._hold(attempt)
+            self._attempts.hold(attempt)
         return ""
 
     def _refused_at_once(self, action: ConnectHost, error: OSError) -> str:
@@ -184,57 +157,10 @@ class Connector:
         new.close()
         call.fail(errno.EINPROGRESS)
 
-    # --- the wait -----------------------------------------------------------------------------
+    # --- refused while held -------------------------------------------------------------------
 
-    def _hold(self, attempt: Attempt) -> None:
-        if tcp_state(attempt.sock) == TCP_ESTABLISHED:
-            self._established(attempt)
-            return
-        loop = self._context.loop
-        self._attempts[attempt.cookie] = attempt
-        attempt.token = loop.watch(
-            attempt.sock.fileno(), lambda events: self._on_event(attempt, events), EPOLLOUT
-        )
-        limit = timeout_s(attempt.sock, socket.SO_SNDTIMEO)
-        if limit is not None:
-            attempt.timers.append(loop.call_later(limit, lambda: self._timed_out(attempt)))
-        budget = self._context.settings.connect_budget_ms / 1000
-        attempt.timers.append(
-            loop.call_later(budget, lambda: self._failed(attempt, errno.ETIMEDOUT))
-        )
-
-    def _on_event(self, attempt: Attempt, events: int) -> None:
-        code = attempt.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-        if code == 0 and not events & EPOLLERR:
-            self._established(attempt)
-        else:
-            self._failed(attempt, code or errno.ECONNREFUSED)
-
-    def _established(self, attempt: Attempt) -> None:
-        if attempt.unsent:
-            # The send buffer of a new connection always has room for 80 bytes.
-            attempt.sock.send(attempt.unsent, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
-        # The kernel's own second connect() moves the socket from connecting to connected, so
-        # that the program's next one is EISCONN, as after a connect of its own.
-        attempt.sock.connect_ex(sockaddr.for_python(attempt.flow.host, attempt.domain))
-        self._end(attempt, 0)
-
-    def _timed_out(self, attempt: Attempt) -> None:
-        """SO_SNDTIMEO: EINPROGRESS for the caller, while the handshake goes on (socket(7))."""
-        for call in self._take_waiting(attempt):
-            _answer(call, errno.EINPROGRESS)
-
-    def _failed(self, attempt: Attempt, code: int) -> None:
-        self._path_failed(attempt.flow, attempt.key, code)
-        call = next((call for call in attempt.waiting if call.is_valid()), None)
-        if call is None or attempt.result is not None:
-            # Nobody is held: the program owns the socket and finds the refusal in SO_ERROR.
-            self._end(attempt, code)
-            return
-        self._detach(attempt)
-        for other in self._take_waiting(attempt):
-            if other is not call:
-                _answer(other, code)
+    def _take_back(self, attempt: Attempt, call: PendingCall, code: int) -> None:
+        """The host socket did not get through: ask once more, then back to the overlay."""
         if attempt.is_second:
             self._try_again(attempt, call, OverlayFlow("host-path-failed", "", 0), code)
             return
@@ -257,11 +183,9 @@ class Connector:
             self._context.counters["interrupted"] += 1
         except OSError as error:
             log.warning("thread %d: connect not taken back: %s", call.tid, error)
-            _answer(call, code)
+            answer(call, code)
 
     def _second_attempt(self, attempt: Attempt, call: PendingCall, flow: FastFlow) -> None:
-        from slim.broker.actions import ConnectHost
-
         old = capture(call.tid, attempt.fd)
         if read_cookie(old) != attempt.cookie:
             old.close()
@@ -313,15 +237,9 @@ class Connector:
         Borrows `sock`, the captured host socket.
         """
         facts = observed.facts
-        attempt = self._attempts.get(facts.cookie)
+        attempt = self._attempts.find(facts.cookie)
         if attempt is not None:
-            if attempt.result is not None:
-                self._forget_attempt(attempt)
-                call.fail(attempt.result)
-            elif facts.nonblocking:
-                call.fail(errno.EALREADY)
-            else:
-                attempt.waiting.append(call)
+            self._attempts.join(attempt, call, nonblocking=facts.nonblocking)
             return True
         if facts.state == TCP_SYN_SENT:
             call.fail(errno.EALREADY)
@@ -393,40 +311,6 @@ class Connector:
         self._context.counters["host_path_failures"] += 1
         self._context.control.path_failed(flow.peer, flow.host, code)
 
-    # --- the end of an attempt ----------------------------------------------------------------
-
-    def _end(self, attempt: Attempt, result: int) -> None:
-        self._detach(attempt)
-        attempt.result = result
-        delivered = False
-        for call in self._take_waiting(attempt):
-            delivered = _answer(call, result) or delivered
-        if not delivered:
-            # Interrupted: the restarted call gets the result, 0 and not EISCONN.
-            self._attempts[attempt.cookie] = attempt
-            attempt.timers.append(
-                self._context.loop.call_later(_KEEP_RESULT_S, lambda: self._forget_attempt(attempt))
-            )
-
-    def _detach(self, attempt: Attempt) -> None:
-        self._attempts.pop(attempt.cookie, None)
-        for timer in attempt.timers:
-            timer.cancel()
-        attempt.timers.clear()
-        if attempt.token:
-            self._context.loop.unwatch(attempt.sock.fileno(), attempt.token)
-            attempt.token = 0
-        attempt.sock.close()
-
-    def _forget_attempt(self, attempt: Attempt) -> None:
-        self._attempts.pop(attempt.cookie, None)
-        for timer in attempt.timers:
-            timer.cancel()
-
-    def _take_waiting(self, attempt: Attempt) -> list[PendingCall]:
-        waiting, attempt.waiting = attempt.waiting, []
-        return waiting
-
 
 def _send_syn(
     sock: socket.socket, record: bytes, address: tuple[str, int], nonblocking: bool
@@ -452,12 +336,3 @@ def _send_syn(
     if code not in (0, errno.EINPROGRESS):
         raise OSError(code, os.strerror(code))
     return record
-
-
-def _answer(call: PendingCall, code: int) -> bool:
-    """Answer if the caller is still there."""
-    try:
-        call.fail(code)
-    except TargetGone:
-        return False
-    return True

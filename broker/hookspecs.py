@@ -80,7 +80,9 @@ def slim_isolates(workload: Identity, direction: Direction) -> bool | None:
 
 
 @hookspec
-def slim_discovery_backends(context: DiscoveryContext) -> list[DiscoveryBackend]:
+def slim_discovery_backends(  # type: ignore[empty-body] # a specification has no body
+    context: DiscoveryContext,
+) -> list[DiscoveryBackend]:
     """Called once, when slimd starts, for the ways of finding who answers for an overlay address.
 
     Returns: a list of objects, possibly empty. Those that `[discovery] order` names are asked,
@@ -97,7 +99,7 @@ def slim_discovery_backends(context: DiscoveryContext) -> list[DiscoveryBackend]
 
 
 @hookspec
-def slim_encryption_backends() -> list[EncryptionBackend]:
+def slim_encryption_backends() -> list[EncryptionBackend]:  # type: ignore[empty-body]
     """Called once, when slimd starts, for the ciphers that can seal admission records.
 
     Returns: a list, possibly empty, of names and modules. The configuration chooses one by name;

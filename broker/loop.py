@@ -77,7 +77,7 @@ class Loop:
             for token, events in self._epoll.wait(self._timeout_ms()):
                 callback = callbacks.get(token)
                 if callback is not None:
-                    callback(events)
+                    _run(callback, events)
             self._run_timers()
 
     def stop(self) -> None:
@@ -96,4 +96,12 @@ class Loop:
         while self._timers and self._timers[0][0] <= now:
             callback = heapq.heappop(self._timers)[2].callback
             if callback is not None:
-                callback()
+                _run(callback)
+
+
+def _run(callback: Callable[..., None], *arguments: int) -> None:
+    """One container's trouble must not end the supervision of all the others."""
+    try:
+        callback(*arguments)
+    except Exception:
+        log.exception("an event was not handled")

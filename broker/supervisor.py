@@ -6,6 +6,8 @@ learns by TargetGone that the thread has left its call.
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import logging
 import os
 from collections import Counter
@@ -142,3 +144,9 @@ class Supervisor:
             # Answering itself failed; the thread stays held until a signal, the others go on.
             log.error("container %s: call not answered: %s", self.state.container, error)
             self.counters["unanswered"] += 1
+        except Exception:
+            # A bug of ours: the program gets an error, not a call that never returns.
+            log.exception("container %s: call not handled", self.state.container)
+            self.counters["unanswered"] += 1
+            with contextlib.suppress(TargetGone, SyscallError):
+                call.fail(errno.EIO)

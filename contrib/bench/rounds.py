@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from bench.scenario import Scenario
 
 WARM_UP_S = 1
+PROOF_S = 2
+"""slimctl is asked on both hosts while that load runs."""
+PROOF_ATTEMPTS = 3
 
 
 class Rounds:
@@ -78,8 +81,7 @@ class Rounds:
             yield contender
             with self._excusing(contender):
                 if contender is Contender.SLIM:
-                    proof = self.results.scenario.proof or self._program
-                    self._measure(contender, proof, WARM_UP_S, self._keep_proof)
+                    self._prove()
                 else:
                     self._measure(contender, self._program, WARM_UP_S)
 
@@ -148,6 +150,14 @@ class Rounds:
         if program is self._program:
             self._rates[contender] = sample.rate
         return sample
+
+    def _prove(self) -> None:
+        """Loads until all connections are fast: the first may be made before the way is known."""
+        program = self.results.scenario.proof or self._program
+        for _ in range(PROOF_ATTEMPTS):
+            self._measure(Contender.SLIM, program, PROOF_S, self._keep_proof)
+            if self.results.proof is not None and not self.results.proof.others:
+                return
 
     def _keep_proof(self) -> None:
         self.results.proof = collect_proof(self._bed.slimds)

@@ -8,7 +8,6 @@ import os
 import select
 import socket
 import struct
-import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -24,9 +23,10 @@ from slim.broker.kernel.sock_diag import (
     find_tcp,
 )
 from slim.broker.kernel.socket_options import read_cookie
+from support.polling import eventually
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
 ESTABLISHED = 1
 LISTEN = 10
@@ -64,13 +64,6 @@ def peer(sock: socket.socket) -> Endpoint:
 
 def only(ports: Endpoint) -> PortRange:
     return PortRange(ports.port, ports.port)
-
-
-def eventually(condition: Callable[[], bool], timeout_s: float = 5.0) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come true in time"
-        select.select([], [], [], 0.005)
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1", "::1", "::ffff:127.0.0.1"])
@@ -340,10 +333,10 @@ def test_lost_events_are_admitted(sockets: contextlib.ExitStack) -> None:
         deaths.receive()
         return deaths.overflowed
 
-    eventually(lose_some)
+    eventually(lose_some, "events are lost")
 
     deaths.overflowed = False
     queue.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
     cookie = read_cookie(last)
     last.close()
-    eventually(lambda: cookie in deaths.receive())
+    eventually(lambda: cookie in deaths.receive(), "the end of a listener is told")

@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -16,15 +15,17 @@ from support.overlay_hosts import (
     addresses_of,
     device_of,
     devices_of,
+    inside,
     ip,
     namespace,
     run_inside,
     send,
     two_hosts,
 )
+from support.polling import eventually
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
     from pathlib import Path
 
 pytestmark = [pytest.mark.needs_root, pytest.mark.needs_netns]
@@ -58,13 +59,6 @@ def container() -> Iterator[str]:
 def other_container() -> Iterator[str]:
     with namespace() as name:
         yield name
-
-
-def eventually(condition: Callable[[], bool], timeout_s: float = 10.0) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come true in time"
-        time.sleep(0.02)
 
 
 # --- traffic --------------------------------------------------------------------------------------
@@ -112,8 +106,6 @@ def test_a_peer_that_was_left_is_reached_no_more(
     first.succeed("leave web --peer 192.168.77.2")
 
     # What was learned from traffic is gone too.
-    entries = ip(first.netns, "-details", "link", "show", "dev", VXLAN)
-    assert entries
     assert _flood_list(first) == set()
     assert "192.168.77.2" not in _forwarding(first)
 
@@ -122,18 +114,12 @@ def test_the_host_does_not_answer_on_the_overlay(host: Host, container: str) -> 
     host.succeed(CREATE, f"attach web --netns {container}")
     assert addresses_of(host.netns, BRIDGE) == set()
     for name in (BRIDGE, VXLAN, *_ports(host)):
-        shown = ip(host.netns, "address", "show", "dev", name)
-        assert [link.get("addr_info") for link in shown] == [[]]
+        shown = ip(host.netns, f"address show dev {name}")
+        assert not [one for link in shown for one in link["addr_info"] if one]
     # The container takes the host's own address for one on the overlay, and asks for it there.
-    ip(container, "route", "add", "192.168.77.1/32", "dev", "eth0")
-    asked = subprocess.run(
-        ["nsenter", f"--net=/run/netns/{container}", "--", sys.executable, "-c", _ASK_FOR_HOST],
-        capture_output=True,
-        text=True,
-        timeout=30,
-        check=True,
-    )
-    assert asked.stdout.strip() == "EHOSTUNREACH"
+    ip(container, "route add 192.168.77.1/32 dev eth0")
+    asked = run_inside(container, sys.executable, "-c", _ASK_FOR_HOST)
+    assert asked.strip() == "EHOSTUNREACH"
 
 
 _ASK_FOR_HOST = """
@@ -228,12 +214,12 @@ def test_addresses_asked_for_are_given(host: Host, container: str) -> None:
 def test_attach_takes_a_path_and_a_process_id(
     host: Host, container: str, other_container: str
 ) -> None:
-    sleeper = subprocess.Popen(
-        ["nsenter", f"--net=/run/netns/{other_container}", "--", "sleep", "60"]
-    )
+    sleeper = subprocess.Popen(inside(other_container, "sleep", "60"))
     try:
         there = os.stat(f"/run/netns/{other_container}").st_ino
-        eventually(lambda: os.stat(f"/proc/{sleeper.pid}/ns/net").st_ino == there)
+        eventually(
+            lambda: os.stat(f"/proc/{sleeper.pid}/ns/net").st_ino == there, "in the namespace"
+        )
         host.succeed(
             CREATE,
             f"attach web --netns /run/netns/{container}",
@@ -247,7 +233,7 @@ def test_attach_takes_a_path_and_a_process_id(
 
 
 def test_attach_takes_the_next_free_device_name(host: Host, container: str) -> None:
-    ip(container, *"link add eth0 type bridge".split())
+    ip(container, "link add eth0 type bridge")
     assert host.succeed(CREATE, f"attach web --netns {container}")[1].startswith("eth1 ")
 
 
@@ -283,7 +269,7 @@ def test_detach_by_address(host: Host, container: str) -> None:
 def test_a_container_that_is_gone_gives_its_address_back(host: Host, other_container: str) -> None:
     with namespace() as short_lived:
         host.succeed(CREATE, f"attach web --netns {short_lived} --ip 10.77.1.9")
-    eventually(lambda: not _ports(host))
+    eventually(lambda: not _ports(host), "the device of the dead container is gone")
     printed = host.succeed(
         "show web", f"attach web --netns {other_container} --ip 10.77.1.9", "delete web --force"
     )
@@ -332,7 +318,7 @@ def test_lost_devices_are_restored(
 ) -> None:
     host.succeed(CREATE, "join web --peer 192.168.77.2", f"attach web --netns {container}")
     for name in lost:
-        ip(host.netns, "link", "del", name)
+        ip(host.netns, f"link del {name}")
 
     host.succeed(command.format(other_container), f"attach web --netns {other_container}")
 
@@ -418,15 +404,15 @@ def test_what_cannot_be_made_is_refused_and_leaves_nothing(
 
 
 def test_a_network_that_the_host_has_a_route_to_is_refused(host: Host) -> None:
-    ip(host.netns, "route", "add", "10.0.0.0/8", "via", "192.168.77.2")
+    ip(host.netns, "route add 10.0.0.0/8 via 192.168.77.2")
     refusal = host.fail(CREATE)
     assert "10.77.0.0/16 overlaps the host's route to 10.0.0.0/8 (under0)" in refusal
     assert "hint: choose a network" in refusal
 
 
 def test_a_default_route_is_in_nobodys_way(host: Host) -> None:
-    ip(host.netns, "route", "add", "default", "via", "192.168.77.2")
-    ip(host.netns, "-6", "route", "add", "default", "via", "fd99:77::2")
+    ip(host.netns, "route add default via 192.168.77.2")
+    ip(host.netns, "-6 route add default via fd99:77::2")
     host.succeed(CREATE)
 
 
@@ -443,13 +429,13 @@ def test_an_overlay_with_other_settings_is_refused(host: Host) -> None:
 
 
 def test_a_vni_that_is_taken_is_refused(host: Host) -> None:
-    ip(host.netns, *"link add foreign type vxlan id 42 dstport 4789".split())
+    ip(host.netns, "link add foreign type vxlan id 42 dstport 4789")
     assert "VNI 42 is taken on UDP port 4789, by foreign" in host.fail(f"{CREATE} --vni 42")
     host.succeed(f"{CREATE} --vni 42 --port 4790")
 
 
 def test_a_device_of_somebody_else_is_left_alone(host: Host) -> None:
-    ip(host.netns, "link", "add", BRIDGE, "type", "bridge")
+    ip(host.netns, f"link add {BRIDGE} type bridge")
     assert f"there is a device {BRIDGE} already" in host.fail(CREATE)
     assert BRIDGE in host.devices()
 
@@ -502,8 +488,8 @@ def test_a_namespace_that_is_attached_gets_no_other_address(host: Host, containe
 
 
 def test_a_namespace_with_an_address_on_the_network_is_refused(host: Host, container: str) -> None:
-    ip(container, *"link add eth7 type bridge".split())
-    ip(container, *"address add 10.77.9.9/24 dev eth7".split())
+    ip(container, "link add eth7 type bridge")
+    ip(container, "address add 10.77.9.9/24 dev eth7")
     host.succeed(CREATE)
     refusal = host.fail(f"attach web --netns {container}")
     assert "the namespace has the address 10.77.9.9 on 10.77.0.0/16 already" in refusal
@@ -542,10 +528,10 @@ def test_without_privilege_creating_is_refused_and_leaves_nothing(
     host: Host, tmp_path: Path
 ) -> None:
     arguments = ["overlay", "--state-dir", str(tmp_path / "unprivileged"), *CREATE.split()]
+    unprivileged = ["setpriv", "--bounding-set=-net_admin", "--inh-caps=-net_admin"]
+    slimctl = [sys.executable, "-m", "slim.broker.cli.main", *arguments]
     done = subprocess.run(
-        ["nsenter", f"--net=/run/netns/{host.netns}", "--"]
-        + ["setpriv", "--bounding-set=-net_admin", "--inh-caps=-net_admin"]
-        + [sys.executable, "-m", "slim.broker.cli.main", *arguments],
+        inside(host.netns, *unprivileged, *slimctl),
         capture_output=True,
         text=True,
         timeout=30,

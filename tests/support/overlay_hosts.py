@@ -105,12 +105,13 @@ class Host:
 
 
 def devices_of(netns: str) -> set[str]:
-    return {one["ifname"] for one in ip(netns, "link", "show")}
+    return {one["ifname"] for one in ip(netns, "link show")}
 
 
 def device_of(netns: str, name: str) -> dict[str, Any]:
     """One device as `ip -details -json` shows it."""
-    (found,) = ip(netns, "-details", "link", "show", "dev", name)
+    found: dict[str, Any]
+    (found,) = ip(netns, f"-details link show dev {name}")
     return found
 
 
@@ -118,27 +119,27 @@ def addresses_of(netns: str, name: str) -> set[str]:
     """Global addresses of a device, each with its prefix length."""
     return {
         f"{one['local']}/{one['prefixlen']}"
-        for link in ip(netns, "address", "show", "dev", name, "scope", "global")
+        for link in ip(netns, f"address show dev {name} scope global")
         for one in link.get("addr_info", [])
+        if "local" in one
     }
 
 
-def ip(netns: str, *arguments: str) -> Any:
+def ip(netns: str, command: str) -> Any:
     """ip(8) with JSON output, which is nothing for what changes things."""
-    output = _run("ip", "-json", "-netns", netns, *arguments)
+    output = _run("ip", "-json", "-netns", netns, *command.split())
     return json.loads(output) if output.strip() else []
 
 
 def run_inside(netns: str, *command: str, input_text: str = "") -> str:
-    return _run("nsenter", f"--net=/run/netns/{netns}", "--", *command, input_text=input_text)
+    return _run(*inside(netns, *command), input_text=input_text)
 
 
 def send(source: str, destination: str, address: str, size: int = 200_000) -> str:
     """TCP from one namespace to another: who the receiver saw, and how much it received."""
     family = "10" if ":" in address else "2"
     server = subprocess.Popen(
-        ["nsenter", f"--net=/run/netns/{destination}", "--"]
-        + [sys.executable, "-c", _SERVE, address, family],
+        inside(destination, sys.executable, "-c", _SERVE, address, family),
         stdout=subprocess.PIPE,
         text=True,
     )
@@ -183,11 +184,16 @@ def two_hosts(state_dir: Path, mtu: int = 1500) -> Iterator[tuple[Host, Host]]:
                 f"fd99:77::{number}",
                 state_dir / f"host{number}",
             )
-            ip(name, *f"address add {host.address}/24 dev under0".split())
-            ip(name, *f"address add {host.address6}/64 dev under0 nodad".split())
-            ip(name, *f"link set under0 up mtu {mtu}".split())
+            ip(name, f"address add {host.address}/24 dev under0")
+            ip(name, f"address add {host.address6}/64 dev under0 nodad")
+            ip(name, f"link set under0 up mtu {mtu}")
             hosts.append(host)
         yield hosts[0], hosts[1]
+
+
+def inside(netns: str, *command: str) -> list[str]:
+    """The command, to be run in that namespace."""
+    return ["nsenter", f"--net=/run/netns/{netns}", "--", *command]
 
 
 def _run(*command: str, input_text: str = "") -> str:
