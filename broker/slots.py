@@ -109,7 +109,7 @@ class SlotStore:
         return body[:_KEY_BYTES], body[_KEY_BYTES:]
 
     def _high_water(self) -> int:
-        (used,) = _HIGH_WATER.unpack_from(self._map, _HIGH_WATER_OFFSET)
+        used: int = _HIGH_WATER.unpack_from(self._map, _HIGH_WATER_OFFSET)[0]
         return min(used, self.slots)
 
     def _rebuild(self) -> None:

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from slim.broker.errors import ConfigError, SlimError
+from slim.broker.overlay.allocation import mac_of
+from slim.broker.overlay.links import open_links
 from slim.broker.overlay.settings import settle
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-    from contextlib import ExitStack
 
     from slim.broker.endpoints import Address
     from slim.broker.overlay.links import Link, Links
     from slim.broker.overlay.settings import OverlayRequest, OverlaySettings, Segment
-    from slim.broker.overlay.state import OverlayState
+    from slim.broker.overlay.state import Attachment, OverlayState
 
 
 def settle_on_host(
@@ -79,7 +81,7 @@ def make_devices(state: OverlayState, links: Links, undo: ExitStack) -> None:
         for peer in state.peers:
             links.add_peer(settings.vxlan, peer)
         # Also after somebody removed the bridge, and its ports with it.
-        for one in without_dead(state, links).attachments:
+        for one in without_dead(state, links.names).attachments:
             links.add_port(one.device, settings.bridge)
         links.add_port(settings.vxlan, settings.bridge)
 
@@ -96,9 +98,29 @@ def remove_devices(state: OverlayState, links: Links) -> None:
             links.remove(name)
 
 
-def without_dead(state: OverlayState, links: Links) -> OverlayState:
+def plug(attachment: Attachment, namespace: int, state: OverlayState, links: Links) -> None:
+    """Give the namespace (its fd is borrowed) the attachment's device, or leave nothing."""
+    settings, name = state.settings, attachment.interface
+    with ExitStack() as undo, open_links(namespace) as inside:
+        links.add_veth(
+            attachment.device,
+            peer=name,
+            namespace=namespace,
+            mac=mac_of(settings, attachment.addresses[0]),
+            mtu=settings.mtu,
+        )
+        undo.callback(links.remove, attachment.device)
+        for address in attachment.addresses:
+            inside.add_address(name, address, settings.prefix_length(address))
+        inside.bring_up("lo")
+        inside.bring_up(name)
+        links.add_port(attachment.device, settings.bridge)
+        undo.pop_all()
+
+
+def without_dead(state: OverlayState, devices: frozenset[str]) -> OverlayState:
     """The state without containers that are gone: with a namespace both ends of a veth go."""
-    alive = tuple(one for one in state.attachments if one.device in links.names)
+    alive = tuple(one for one in state.attachments if one.device in devices)
     return state if alive == state.attachments else replace(state, attachments=alive)
 
 

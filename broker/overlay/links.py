@@ -135,7 +135,6 @@ class Links:
                 vxlan_learning=1,
                 **asked,
             )
-            self._silence(name)
 
     def add_veth(self, name: str, *, peer: str, namespace: int, mac: str, mtu: int) -> None:
         """A pair of devices, `peer` of them in the other namespace; borrows its fd."""
@@ -147,11 +146,11 @@ class Links:
                 mtu=mtu,
                 peer={"ifname": peer, "net_ns_fd": namespace, "mtu": mtu, "address": mac},
             )
-            self._silence(name)
 
     def add_port(self, name: str, bridge: str) -> None:
         """Make the device a port of the bridge, and bring it up. Doing it again is no error."""
         with _asking(f"make {name} a port of {bridge}"):
+            self._silence(name)
             index = self._index(name)
             self._route.link("set", index=index, master=self._index(bridge), state="up")
 
@@ -230,16 +229,17 @@ def open_links(namespace: int | None = None) -> Iterator[Links]:
 
     with _asking("open a netlink socket"):
         if namespace is None:
-            route, names = IPRoute(), _names()
+            route, names = IPRoute(), read_names()
         else:
             with in_namespace(namespace):
                 # Both belong to the namespace that they are made in, for good.
-                route, names = IPRoute(), _names()
+                route, names = IPRoute(), read_names()
     with route:
         yield Links(route, names)
 
 
-def _names() -> frozenset[str]:
+def read_names() -> frozenset[str]:
+    """Of all devices in the calling thread's network namespace."""
     return frozenset(name for _, name in socket.if_nameindex())
 
 

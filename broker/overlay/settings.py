@@ -78,6 +78,10 @@ class OverlaySettings:
     def segment_of(self, address: Address) -> Segment | None:
         return next((one for one in self.segments if address in one.network), None)
 
+    def prefix_length(self, address: Address) -> int:
+        """What a container writes behind its address: all of the overlay is on-link."""
+        return next(one.network.prefixlen for one in self.segments if address in one.network)
+
 
 def check_name(name: str) -> None:
     """ConfigError unless it can name an overlay; such a name is safe in a file's name."""

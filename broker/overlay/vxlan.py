@@ -15,16 +15,22 @@ from typing import TYPE_CHECKING
 
 from slim.broker.errors import ConfigError, SlimError
 from slim.broker.kernel.addresses import read_addresses
-from slim.broker.kernel.namespaces import netns_cookie, netns_cookie_of, open_namespace
-from slim.broker.overlay.allocation import choose_addresses, free_interface, mac_of, port_name
+from slim.broker.kernel.namespaces import (
+    in_namespace,
+    netns_cookie,
+    netns_cookie_of,
+    open_namespace,
+)
+from slim.broker.overlay.allocation import choose_addresses, free_interface, port_name
 from slim.broker.overlay.devices import (
     find_underlay,
     make_devices,
+    plug,
     remove_devices,
     settle_on_host,
     without_dead,
 )
-from slim.broker.overlay.links import Links, open_links
+from slim.broker.overlay.links import Links, open_links, read_names
 from slim.broker.overlay.settings import (
     OverlayRequest,
     OverlaySettings,
@@ -80,8 +86,7 @@ class Overlay:
 
     def read(self) -> OverlayState:
         """Its state now, without containers that are gone. Needs no privilege."""
-        with open_links() as links:
-            return without_dead(self._directory.load(self.name), links)
+        return without_dead(self._directory.load(self.name), read_names())
 
     def join(self, peer: Address) -> None:
         """Reach the containers of another host, by its underlay address; again: no error."""
@@ -126,17 +131,24 @@ class Overlay:
                     + ", ".join(map(str, known.addresses)),
                     hint=f"slimctl overlay detach {self.name} first",
                 )
-            state, chosen = choose_addresses(state, addresses)
+            after, chosen = choose_addresses(state, addresses)
             _check_namespace(state.settings, namespace)
-            with open_links(namespace) as inside:
-                attachment = Attachment(
-                    namespace=label,
-                    cookie=cookie,
-                    device=port_name(state.settings, chosen[0]),
-                    interface=free_interface(inside.names),
-                    addresses=chosen,
-                )
-                self._plug(state, attachment, namespace, links, inside)
+            with in_namespace(namespace):
+                names = read_names()
+            attachment = Attachment(
+                namespace=label,
+                cookie=cookie,
+                device=port_name(state.settings, chosen[0]),
+                interface=free_interface(names),
+                addresses=chosen,
+            )
+            with ExitStack() as undo:
+                # Saved first: what a crash leaves then is an entry without a device, which is
+                # overlooked, and no device whose address is given out once more.
+                undo.callback(self._directory.save, state)
+                self._directory.save(replace(after, attachments=(*state.attachments, attachment)))
+                plug(attachment, namespace, state, links)
+                undo.pop_all()
             return attachment
 
     def detach(self, *, namespace: int | None = None, address: Address | None = None) -> Attachment:
@@ -160,7 +172,7 @@ class Overlay:
     def delete(self, *, force: bool = False) -> None:
         """Remove the overlay from this host; with `force` also the containers' devices."""
         with self._directory.lock(), open_links() as links:
-            state = without_dead(self._directory.load(self.name), links)
+            state = without_dead(self._directory.load(self.name), links.names)
             if state.attachments and not force:
                 raise SlimError(
                     f"overlay {self.name} has {len(state.attachments)} containers attached",
@@ -175,7 +187,7 @@ class Overlay:
         with self._directory.lock(), open_links() as links:
             state = self._directory.load(self.name)
             self._restore(state, links)
-            yield without_dead(state, links), links
+            yield without_dead(state, links.names), links
 
     def _create(self, request: OverlayRequest, links: Links) -> None:
         others = [state.settings for state in map(self._directory.load, self._directory.names())]
@@ -190,37 +202,6 @@ class Overlay:
         find_underlay(links, state.settings.underlay)
         with ExitStack() as undo:
             make_devices(state, links, undo)
-            undo.pop_all()
-
-    def _plug(
-        self,
-        state: OverlayState,
-        attachment: Attachment,
-        namespace: int,
-        links: Links,
-        inside: Links,
-    ) -> None:
-        """Save first: what is left over from a crash then is an entry without a device, not a
-        device without an entry."""
-        settings, name = state.settings, attachment.interface
-        with ExitStack() as undo:
-            undo.callback(self._directory.save, state)
-            self._directory.save(replace(state, attachments=(*state.attachments, attachment)))
-            links.add_veth(
-                attachment.device,
-                peer=name,
-                namespace=namespace,
-                mac=mac_of(settings, attachment.addresses[0]),
-                mtu=settings.mtu,
-            )
-            undo.callback(links.remove, attachment.device)
-            for address in attachment.addresses:
-                segment = settings.segment_of(address)
-                assert segment is not None
-                inside.add_address(name, address, segment.network.prefixlen)
-            inside.bring_up("lo")
-            inside.bring_up(name)
-            links.add_port(attachment.device, settings.bridge)
             undo.pop_all()
 
 

@@ -78,10 +78,10 @@ def measure(
         process.wait(conditions.seconds * WINDOW_TO - (time.monotonic() - started))
         after = take_snapshot(trees, conditions.brokers)
         status = process.wait(conditions.seconds + GRACE_S)
-        if status is None:
-            raise SlimError(f"{tool} did not end: {process.tail()}")
         if server.process.status() is not None:
             raise SlimError(f"{server.process.name} ended under load: {server.process.tail()}")
+        if status is None:
+            raise SlimError(f"{tool} did not end: {process.tail()}")
         if status != 0:
             raise SlimError(f"{tool}: exit status {status}: {process.tail()}")
         result = load.parse(log.read_text(errors="replace"))

@@ -50,10 +50,10 @@ def greet(listener: socket.socket) -> None:
     """Accept for ever, a thread for each connection."""
     while True:
         sock, accepted = listener.accept()
-        threading.Thread(target=_greet, args=(sock, accepted), daemon=True).start()
+        threading.Thread(target=greet_one, args=(sock, accepted), daemon=True).start()
 
 
-def _greet(sock: socket.socket, accepted: tuple[Any, ...]) -> None:
+def greet_one(sock: socket.socket, accepted: tuple[Any, ...]) -> None:
     with sock:
         try:
             greeting = {
