@@ -317,7 +317,13 @@ class Control:
     def _spawn(self, work: Coroutine[None, None, None]) -> None:
         task = asyncio.create_task(work)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._on_task_done)
+
+    def _on_task_done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            self.counters["internal_errors"] += 1
+            log.error("a task failed", exc_info=task.exception())
 
     # --- containers (run_server.Containers) ---------------------------------------------------
 
@@ -395,6 +401,7 @@ class Control:
         for backend in self._backends:
             backend.workload_removed(cookie)
         self._invalidate(self._inbound.take_all_askers(cookie), 0)
+        self._inbound.forget_workload(cookie)
         self._traps.send(messages.DetachWorkload(cookie))
         self._registry.remove(workload)
         with contextlib.suppress(ControlError):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import secrets
+import time
 from collections import Counter, defaultdict
 from typing import TYPE_CHECKING, Protocol
 
@@ -31,6 +32,8 @@ NO_LISTENER_LIFETIME_MS = 30_000
 DENIED_LIFETIME_MS = 10_000
 INBOUND_MARGIN_MS = 60_000
 MAX_ASKERS = 4096
+MAX_FLOWS = 65_536
+REUSE_S = 5.0
 
 
 class TrapsPort(Protocol):
@@ -51,6 +54,7 @@ class Inbound:
         self._lifetime_ms = lifetime_s * 1000
         self._askers: dict[tuple[int, int], dict[str, set[Address]]] = defaultdict(dict)
         """(workload, port) -> peer host -> the addresses it asked about."""
+        self._flows: dict[tuple[str, bytes, bytes, int, int, str], tuple[int, float]] = {}
         self.counters: Counter[str] = Counter()
 
     async def answer(self, peer: str, asked: peer_messages.Resolve) -> peer_messages.ResolveAnswer:
@@ -79,36 +83,59 @@ class Inbound:
             return peer_messages.ResolvedOverlay(
                 asked.token, "no-listener", NO_LISTENER_LIFETIME_MS, isolated
             )
-        flow = secrets.randbits(32) or 1
         try:
-            await self._traps.request(
-                lambda token: messages.AddInboundFlow(
-                    token=token,
-                    flow=flow,
-                    peer=peer,
-                    workload=workload.state.cookie,
-                    destination=asked.destination,
-                    port=asked.port,
-                    source=asked.source,
-                    source_workload=f"{asked.namespace}/{asked.workload}"[:80],
-                    rule=verdict.rule[:80],
-                    lifetime_ms=self._lifetime_ms + INBOUND_MARGIN_MS,
-                )
-            )
+            flow, lifetime_ms = await self._admit(peer, asked, workload.state.cookie, verdict.rule)
         except ControlError as error:
             log.warning("no inbound flow for %s: %s", peer, error)
             return peer_messages.ResolvedOverlay(asked.token, "traps-down", 1000, isolated)
-        self.counters["inbound_flows"] += 1
         at_host = host_endpoint(listener)
         return peer_messages.ResolvedFast(
             token=asked.token,
             host_address=packed16(at_host.address),
             host_port=at_host.port,
             flow=flow,
-            lifetime_ms=self._lifetime_ms,
+            lifetime_ms=lifetime_ms,
             isolated=isolated,
             rule=verdict.rule,
         )
+
+    async def _admit(
+        self, peer: str, asked: peer_messages.Resolve, workload: int, rule: str
+    ) -> tuple[int, int]:
+        """An inbound flow that traps has acknowledged, and for how many ms it may be used.
+
+        A young one for the same ends serves again: a peer that asks often makes one flow.
+        """
+        key = (peer, asked.source, asked.destination, asked.port, workload, rule)
+        now = time.monotonic()
+        known = self._flows.get(key)
+        if known is not None and now - known[1] < REUSE_S:
+            return known[0], self._lifetime_ms - int((now - known[1]) * 1000)
+        flow = secrets.randbits(32) or 1
+        await self._traps.request(
+            lambda token: messages.AddInboundFlow(
+                token=token,
+                flow=flow,
+                peer=peer,
+                workload=workload,
+                destination=asked.destination,
+                port=asked.port,
+                source=asked.source,
+                source_workload=f"{asked.namespace}/{asked.workload}"[:80],
+                rule=rule[:80],
+                lifetime_ms=self._lifetime_ms + INBOUND_MARGIN_MS,
+            )
+        )
+        self.counters["inbound_flows"] += 1
+        if len(self._flows) >= MAX_FLOWS:
+            self._flows.clear()
+        self._flows[key] = (flow, now)
+        return flow, self._lifetime_ms
+
+    def forget_workload(self, workload: int) -> None:
+        """Its inbound flows are gone in traps too."""
+        for key in [key for key in self._flows if key[4] == workload]:
+            del self._flows[key]
 
     def _remember(self, peer: str, workload: int, port: int, address: Address) -> None:
         if len(self._askers) < MAX_ASKERS or (workload, port) in self._askers:

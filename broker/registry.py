@@ -10,6 +10,8 @@ import os
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from slim.broker.decisions import Direction, Identity
 from slim.broker.endpoints import (
     Address,
@@ -152,6 +154,22 @@ class Registry:
                 f"{known.namespace!r}, labels {known.labels}), not {name!r} ({labels})",
                 hint="give the same --workload, --namespace and --label, or another --netns",
             )
+
+    def refresh_addresses(self, workload: Workload) -> bool:
+        """Read the namespace's addresses again; True if they changed."""
+        overlay = self.overlay_of(workload.state.overlay)
+        if overlay is None:
+            return False
+        own = [
+            packed16(address)
+            for address in read_addresses(workload.netns_fd)
+            if contains_any(overlay.networks, address)
+        ]
+        if not own or own == workload.state.addresses:
+            return False
+        workload.state = msgspec.structs.replace(workload.state, addresses=own)
+        workload.sources.clear()
+        return True
 
     def _choose_overlay(self, addresses: list[Address], name: str | None) -> OverlayConfig:
         for overlay in self.overlays:

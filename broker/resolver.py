@@ -7,6 +7,7 @@ The answer for a destination on this host takes the same way, without the wire.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections import Counter
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+ASK_LIMIT_S = 5.0
 UNKNOWN_LIFETIME_MS = 2_000
 """How long a question that found no answer is not asked again."""
 DENIED_LIFETIME_MS = 10_000
@@ -132,9 +134,10 @@ class Resolver:
         if self._links is None:
             return self._unknown(question, "no-control-channel")
         try:
-            peer, answer = await self._links.ask(
-                located.host, located.control, self._resolve_message(question)
-            )
+            async with asyncio.timeout(ASK_LIMIT_S):
+                peer, answer = await self._links.ask(
+                    located.host, located.control, self._resolve_message(question)
+                )
         except (ControlError, OSError, TimeoutError) as error:
             self.counters["peer_unreachable"] += 1
             log.info("asking %s about %s: %s", located.control, question.destination, error)

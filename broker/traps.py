@@ -183,6 +183,7 @@ class Traps:
         if workload is not None:
             self._context.flows.drop_workload(cookie)
             self._context.connections.forget_workload(cookie)
+            self._context.keyring.drop_workload(cookie)
             workload.close()
 
     # --- messages -----------------------------------------------------------------------------
@@ -244,7 +245,7 @@ class Traps:
             os.close(fd)
 
     def _add_inbound(self, message: messages.AddInboundFlow) -> None:
-        self._context.keyring.add_flow(
+        added = self._context.keyring.add_flow(
             InboundFlow(
                 flow=message.flow,
                 peer=message.peer,
@@ -257,7 +258,7 @@ class Traps:
                 expires=boottime() + message.lifetime_ms / 1000,
             )
         )
-        self._control.send(messages.Done(message.token))
+        self._control.send(messages.Done(message.token, "" if added else "too many inbound flows"))
 
     def _expire(self) -> None:
         self._context.keyring.expire()

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 RECONNECT_S = 0.2
+QUESTION_LIMIT_S = 10.0
 _to_traps: msgspec.msgpack.Decoder[messages.ToTraps] = msgspec.msgpack.Decoder(messages.ToTraps)
 _from_keeper: msgspec.msgpack.Decoder[messages.KeeperAnswer] = msgspec.msgpack.Decoder(
     messages.KeeperAnswer
@@ -118,7 +119,14 @@ class Control:
         """The budget is spent: the callers go on, the question stays, for the next ones."""
         question.timer = None
         self.context.counters["resolve_budget_spent"] += 1
+        self.context.loop.call_later(QUESTION_LIMIT_S, lambda: self._abandon(question))
         self._answer(question, self._without_control(question.key, "resolve-budget"))
+
+    def _abandon(self, question: Question) -> None:
+        """An answer that comes so late never comes; the next caller asks anew."""
+        if self._questions.pop(question.token, None) is not None:
+            del self._by_key[question.key]
+            self._answer(question, self._without_control(question.key, "resolve-budget"))
 
     def _without_control(self, key: FlowKey, reason: str) -> Flow:
         workload = self.context.workloads.get(key.workload)

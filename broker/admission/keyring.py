@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 SLOT_BYTES = 512
 SLOTS = 65_536
+MAX_FLOWS = 60_000
+"""Less than there are slots: keys need some too."""
 KIND_OPENING_KEY = 16
 KIND_INBOUND_FLOW = 17
 KIND_SEALING_KEY = 18
@@ -129,9 +131,20 @@ class KeyRing:
         self._opening[key_id] = record
         self._write(KIND_OPENING_KEY, key_id, record)
 
-    def add_flow(self, flow: InboundFlow) -> None:
+    def add_flow(self, flow: InboundFlow) -> bool:
+        """Admit records that name the flow; False when there are too many flows."""
+        if len(self._flows) >= MAX_FLOWS and flow.flow not in self._flows:
+            self.expire()
+            if len(self._flows) >= MAX_FLOWS:
+                return False
         self._flows[flow.flow] = flow
         self._write(KIND_INBOUND_FLOW, flow.flow, flow)
+        return True
+
+    def drop_workload(self, workload: int) -> None:
+        """Nobody is admitted to a workload that is gone."""
+        for flow in [flow for flow in self._flows.values() if flow.workload == workload]:
+            self.drop_flow(flow.flow)
 
     def drop_flow(self, flow: int) -> None:
         if self._flows.pop(flow, None) is not None:

@@ -120,9 +120,15 @@ class Overlay:
         Of each address family that the overlay has it gets the address asked for, or the next
         free one. Again, and nothing else asked for: what it has already.
         """
-        cookie = _identify(namespace)
+        cookie = _read_cookie(namespace)
+        _check_is_container(cookie)
         with self._changing() as (state, links):
             known = next((one for one in state.attachments if one.cookie == cookie), None)
+            if known is not None and not _is_whole(known, links):
+                # Somebody was killed while attaching it.
+                links.remove(known.device)
+                others = tuple(one for one in state.attachments if one != known)
+                state, known = replace(state, attachments=others), None
             if known is not None:
                 if set(addresses) <= set(known.addresses):
                     return known
@@ -153,7 +159,7 @@ class Overlay:
 
     def detach(self, *, namespace: int | None = None, address: Address | None = None) -> Attachment:
         """Take the device away from the namespace (borrows the fd) or from who has the address."""
-        cookie = None if namespace is None else netns_cookie_of(namespace)
+        cookie = None if namespace is None else _read_cookie(namespace)
         with self._changing() as (state, links):
             for one in state.attachments:
                 if one.cookie == cookie or address in one.addresses:
@@ -205,19 +211,29 @@ class Overlay:
             undo.pop_all()
 
 
-def _identify(namespace: int) -> int:
-    """The namespace's cookie; SlimError if it is none, or the host's own."""
+def _read_cookie(namespace: int) -> int:
     try:
-        cookie = netns_cookie_of(namespace)
+        return netns_cookie_of(namespace)
     except OSError as error:
-        raise SlimError(f"that is no network namespace: {error.strerror}") from None
+        raise SlimError(
+            f"that is no network namespace that can be entered: {error.strerror}",
+            hint="name one from `ip netns list`; entering it takes root (CAP_SYS_ADMIN)",
+        ) from None
+
+
+def _check_is_container(cookie: int) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as own:
         if cookie == netns_cookie(own):
             raise SlimError(
                 "the host's own network namespace cannot be attached to an overlay",
                 hint="make one for the container: ip netns add NAME",
             )
-    return cookie
+
+
+def _is_whole(attachment: Attachment, links: Links) -> bool:
+    """Becoming a port of the bridge is the last that happens to a device (devices.plug)."""
+    found = links.find(attachment.device)
+    return found is not None and found.master is not None
 
 
 def _check_namespace(settings: OverlaySettings, namespace: int) -> None:

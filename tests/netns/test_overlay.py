@@ -49,6 +49,21 @@ def host(hosts: tuple[Host, Host]) -> Host:
     return hosts[0]
 
 
+@pytest.fixture(scope="module")
+def empty_host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
+    """A host without an overlay; its tests leave it so, since making one takes a while."""
+    with two_hosts(tmp_path_factory.mktemp("empty")) as hosts:
+        yield hosts[0]
+
+
+@pytest.fixture(scope="module")
+def web_host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
+    """A host with an overlay and nothing else; its tests leave it so."""
+    with two_hosts(tmp_path_factory.mktemp("web")) as hosts:
+        hosts[0].succeed(CREATE)
+        yield hosts[0]
+
+
 @pytest.fixture
 def container() -> Iterator[str]:
     with namespace() as name:
@@ -396,11 +411,11 @@ def test_two_overlays_live_side_by_side(host: Host, container: str) -> None:
     ],
 )
 def test_what_cannot_be_made_is_refused_and_leaves_nothing(
-    host: Host, command: str, message: str
+    empty_host: Host, command: str, message: str
 ) -> None:
-    assert message in " ".join(host.fail(command).split())
-    assert host.devices() == {"lo", "under0"}
-    assert not host.state_dir.exists() or list(host.state_dir.iterdir()) == []
+    assert message in " ".join(empty_host.fail(command).split())
+    assert empty_host.devices() == {"lo", "under0"}
+    assert not empty_host.state_dir.exists() or list(empty_host.state_dir.iterdir()) == []
 
 
 def test_a_network_that_the_host_has_a_route_to_is_refused(host: Host) -> None:
@@ -455,6 +470,7 @@ def test_a_device_of_somebody_else_is_left_alone(host: Host) -> None:
         ("attach web --netns {} --ip fd77::1", "fd77::1 is not IPv4"),
         ("attach web --netns no-such-namespace", "No such file or directory"),
         ("attach web --netns /dev/null", "that is no network namespace"),
+        ("detach web --netns /dev/null", "that is no network namespace"),
         ("attach web --netns /proc/self/ns/net", "the host's own network namespace"),
         ("detach web --netns {}", "the namespace is not attached to overlay web"),
         ("detach web --ip 10.77.1.1", "10.77.1.1 is not attached to overlay web"),
@@ -462,13 +478,12 @@ def test_a_device_of_somebody_else_is_left_alone(host: Host) -> None:
     ],
 )
 def test_what_cannot_be_done_is_refused_with_a_reason(
-    host: Host, container: str, command: str, message: str
+    web_host: Host, container: str, command: str, message: str
 ) -> None:
-    host.succeed(CREATE)
-    before = (host.state_dir / "overlay-web.json").read_text()
-    assert message in " ".join(host.fail(command.format(container)).split())
-    assert (host.state_dir / "overlay-web.json").read_text() == before
-    assert host.devices() == {"lo", "under0", BRIDGE, VXLAN}
+    before = (web_host.state_dir / "overlay-web.json").read_text()
+    assert message in " ".join(web_host.fail(command.format(container)).split())
+    assert (web_host.state_dir / "overlay-web.json").read_text() == before
+    assert web_host.devices() == {"lo", "under0", BRIDGE, VXLAN}
     assert devices_of(container) == {"lo"}
 
 
@@ -522,6 +537,19 @@ def test_a_failure_half_way_leaves_nothing(host: Host, container: str) -> None:
     assert devices_of(container) == {"lo"}
     assert host.devices() == {"lo", "under0", BRIDGE, VXLAN}
     assert (host.state_dir / "overlay-web.json").read_text() == before
+
+
+def test_attaching_heals_what_a_killed_command_left(host: Host, container: str) -> None:
+    host.succeed(CREATE, f"attach web --netns {container}")
+    (port,) = _ports(host)
+    # As killed between making the device and giving it to the bridge.
+    ip(host.netns, f"link set {port} nomaster")
+    ip(container, "address flush dev eth0")
+
+    host.succeed(f"attach web --netns {container} --ip 10.77.1.1 --ip6 fd77:0:0:1::1")
+
+    assert addresses_of(container, "eth0") == {"10.77.1.1/16", "fd77:0:0:1::1/48"}
+    assert device_of(host.netns, port)["master"] == BRIDGE
 
 
 def test_without_privilege_creating_is_refused_and_leaves_nothing(

@@ -29,7 +29,6 @@ from support.probes.peers import (
 )
 from support.probes.reporting import report
 
-SYS_CONNECT, SYS_ACCEPT, SYS_GETSOCKNAME, SYS_GETPEERNAME, SYS_ACCEPT4 = 42, 43, 51, 52, 288
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -161,7 +160,7 @@ def _interrupt_twice(pid: int, sock: socket.socket, restart: bool) -> None:
 def raw_connect(fd: int, address: str, port: int) -> int:
     """connect(2) itself; gives the errno."""
     raw = sockaddr(address, port)
-    if _libc.syscall(SYS_CONNECT, fd, raw, len(raw)) == 0:
+    if _libc.connect(fd, raw, len(raw)) == 0:
         return 0
     return ctypes.get_errno()
 
@@ -183,7 +182,7 @@ def disconnect(address: str, port: int) -> dict[str, Any]:
         sock.connect((address, port))
         greeted(sock)
         unspec = struct.pack("=H", socket.AF_UNSPEC) + bytes(14)
-        code = _libc.syscall(SYS_CONNECT, sock.fileno(), unspec, len(unspec))
+        code = _libc.connect(sock.fileno(), unspec, len(unspec))
         try:
             sock.getpeername()
             peer = "connected"
@@ -223,17 +222,17 @@ def connect_bad_arguments(address: str, port: int) -> dict[str, str]:
             ("length negative", buffer, -1),
             ("length huge", buffer, 1 << 20),
         ):
-            _libc.syscall(SYS_CONNECT, fd, pointer, ctypes.c_int(length))
+            _libc.connect(fd, pointer, ctypes.c_int(length))
             found[what] = name_of(ctypes.get_errno())
         wrong = struct.pack("=H", 77) + raw[2:]
-        _libc.syscall(SYS_CONNECT, fd, wrong, len(wrong))
+        _libc.connect(fd, wrong, len(wrong))
         found["family"] = name_of(ctypes.get_errno())
         sock.connect((address, port))
         greeted(sock)
-    _libc.syscall(SYS_CONNECT, 999, buffer, len(raw))
+    _libc.connect(999, buffer, len(raw))
     found["no fd"] = name_of(ctypes.get_errno())
     with open("/dev/null") as file:
-        _libc.syscall(SYS_CONNECT, file.fileno(), buffer, len(raw))
+        _libc.connect(file.fileno(), buffer, len(raw))
         found["no socket"] = name_of(ctypes.get_errno())
     return found
 
@@ -289,23 +288,23 @@ def names_with_bad_arguments(address: str, port: int) -> dict[str, Any]:
         greeted(sock)
         fd = sock.fileno()
         buffer = ctypes.create_string_buffer(128)
-        for call, number in (("getsockname", SYS_GETSOCKNAME), ("getpeername", SYS_GETPEERNAME)):
+        for name, call in (("getsockname", _libc.getsockname), ("getpeername", _libc.getpeername)):
             length = ctypes.c_int(128)
             for what, pointer, size in (
                 ("bad pointer", ctypes.c_void_p(8), ctypes.byref(length)),
                 ("bad length pointer", buffer, ctypes.c_void_p(8)),
                 ("negative length", buffer, ctypes.byref(ctypes.c_int(-1))),
             ):
-                _libc.syscall(number, fd, pointer, size)
-                found[f"{call}: {what}"] = name_of(ctypes.get_errno())
+                call(fd, pointer, size)
+                found[f"{name}: {what}"] = name_of(ctypes.get_errno())
             # Too small: what fits is written, the true length given back.
             buffer.raw = b"\xff" * 128
             length = ctypes.c_int(4)
-            assert _libc.syscall(number, fd, buffer, ctypes.byref(length)) == 0
-            found[f"{call}: length of 4"] = [length.value, buffer.raw[4:8] == b"\xff" * 4]
+            assert call(fd, buffer, ctypes.byref(length)) == 0
+            found[f"{name}: length of 4"] = [length.value, buffer.raw[4:8] == b"\xff" * 4]
             length = ctypes.c_int(0)
-            assert _libc.syscall(number, fd, ctypes.c_void_p(0), ctypes.byref(length)) == 0
-            found[f"{call}: length of 0"] = length.value
+            assert call(fd, ctypes.c_void_p(0), ctypes.byref(length)) == 0
+            found[f"{name}: length of 0"] = length.value
     return found
 
 
@@ -437,7 +436,7 @@ def accept_calls(address: str, port: int) -> None:
             _say(sock)
         for flags in (0, socket.SOCK_NONBLOCK, socket.SOCK_CLOEXEC):
             _wait_for(listener)
-            fd = _libc.syscall(SYS_ACCEPT4, listener.fileno(), None, None, flags)
+            fd = _libc.accept4(listener.fileno(), None, None, flags)
             assert fd >= 0, name_of(ctypes.get_errno())
             with socket.socket(fileno=fd) as sock:
                 report(
@@ -449,7 +448,7 @@ def accept_calls(address: str, port: int) -> None:
                     }
                 )
                 _say(sock)
-        assert _libc.syscall(SYS_ACCEPT4, listener.fileno(), None, None, 1) == -1
+        assert _libc.accept4(listener.fileno(), None, None, 1) == -1
         report({"wrong_flags": name_of(ctypes.get_errno())})
         report({"empty": name_of(_error_of(listener.accept))})
 
@@ -483,7 +482,7 @@ def accept_with_timeout(address: str, port: int) -> dict[str, Any]:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", 0, 300_000))
         started = time.monotonic()
         code = -1
-        if _libc.syscall(SYS_ACCEPT, listener.fileno(), None, None) < 0:
+        if _libc.accept(listener.fileno(), None, None) < 0:
             code = ctypes.get_errno()
         return {"errno": name_of(code), "took_s": time.monotonic() - started}
 
@@ -496,7 +495,7 @@ def accept_interrupted(address: str, port: int, restart: bool) -> None:
     with listen(address, port) as listener:
         report("listening")
         # The C call, so that nothing of Python's takes EINTR up again.
-        fd = _libc.syscall(SYS_ACCEPT, listener.fileno(), None, None)
+        fd = _libc.accept(listener.fileno(), None, None)
         code = 0 if fd >= 0 else ctypes.get_errno()
         report({"errno": name_of(code), "signals": len(seen)})
         if fd >= 0:
@@ -511,7 +510,7 @@ def accept_bad_pointer(address: str, port: int) -> None:
         _wait_for(listener)
         length = ctypes.c_int(128)
         pointers = (ctypes.c_void_p(8), ctypes.byref(length))
-        fd = _libc.syscall(SYS_ACCEPT, listener.fileno(), *pointers)
+        fd = _libc.accept(listener.fileno(), *pointers)
         report({"fd": min(fd, 0), "errno": name_of(ctypes.get_errno())})
         sock, _ = listener.accept()
         with sock:
@@ -526,7 +525,7 @@ def accept_elsewhere(address: str, port: int) -> dict[str, str]:
         sock.connect((address, port))
         found["connected"] = name_of(_error_of(sock.accept))
         found["listen while connected"] = name_of(_error_of(sock.listen))
-        found["bind while connected"] = name_of(_error_of(lambda: sock.bind((address, 0))))
+        found["bind while connected"] = name_of(_error_of(lambda: sock.bind(("", 0))))
     with socket.socket(family_of(address), socket.SOCK_DGRAM) as datagrams:
         found["datagram"] = name_of(_error_of(datagrams.accept))
     return found
@@ -608,6 +607,17 @@ def _serve_greeting(listener: socket.socket) -> None:
     while True:
         sock, accepted = listener.accept()
         greet_one(sock, accepted)
+
+
+def visit_in_turn(address: str, port: int, number: int) -> list[str]:
+    """Visits one after the other; gives what the server said our address was."""
+    names = []
+    for _ in range(number):
+        with socket.create_connection((address, port), timeout=10) as sock:
+            seen = greeted(sock)
+            assert seen["peer"] == seen["client_name"]
+            names.append(seen["peer"])
+    return names
 
 
 def visit_often(address: str, port: int, number: int) -> dict[str, Any]:

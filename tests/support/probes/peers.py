@@ -103,6 +103,20 @@ def check_echo(sock: socket.socket, payload_bytes: int) -> None:
     assert bytes(received) == payload
 
 
+def visit_plainly(address: str, port: int) -> str:
+    """How a visit ended, when the server may not be one that serves."""
+    with socket.create_connection((address, port), timeout=10) as sock:
+        try:
+            if not sock.recv(1):
+                return "closed"
+            while sock.recv(1) != b"\n":
+                continue
+            check_echo(sock, 100)
+        except ConnectionResetError:
+            return "reset"
+    return "echoed"
+
+
 def try_visit(address: str, port: int) -> dict[str, Any]:
     """As visit, but the errno of a failure is a result."""
     try:
