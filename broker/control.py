@@ -358,6 +358,8 @@ class Control:
             workload = self._registry.add(state, os.dup(netns_fd))
         else:
             self._registry.check_same(workload.state, claim.workload, claim.namespace, claim.labels)
+            # Addresses may have come or gone since the first container.
+            is_new = self._registry.refresh_addresses(workload)
         # Reserved now: another conversation must not remove the workload while we wait.
         workload.containers[container.container] = container
         name = f"container/{container.container}"

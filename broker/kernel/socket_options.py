@@ -216,10 +216,12 @@ def apply_options(sock: socket.socket, values: OptionValues, *, listener: bool) 
 
 
 def copy_file_state(source_fd: int, target_fd: int) -> None:
-    """Copy what belongs to the open file: O_NONBLOCK, and O_ASYNC with its owner and signal."""
+    """Copy what belongs to the open file: O_NONBLOCK and O_ASYNC, its owner and signal."""
     flags = fcntl.fcntl(source_fd, fcntl.F_GETFL)
-    if flags & os.O_ASYNC:
-        fcntl.fcntl(target_fd, fcntl.F_SETOWN, fcntl.fcntl(source_fd, fcntl.F_GETOWN))
+    owner = fcntl.fcntl(source_fd, fcntl.F_GETOWN)
+    if owner:
+        # Without O_ASYNC too: the owner gets SIGURG (socket(7)).
+        fcntl.fcntl(target_fd, fcntl.F_SETOWN, owner)
         fcntl.fcntl(target_fd, F_SETSIG, fcntl.fcntl(source_fd, F_GETSIG))
     fcntl.fcntl(target_fd, fcntl.F_SETFL, flags & (os.O_NONBLOCK | os.O_ASYNC))
 

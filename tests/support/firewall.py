@@ -50,9 +50,8 @@ def counting(netns: str, match: str, hook: str = "output") -> Iterator[Counter]:
 def _table(netns: str, hook: str, rules: tuple[str, ...]) -> Iterator[str]:
     table = f"test{next(_numbers)}"
     nft = ("ip", "netns", "exec", netns, "nft")
-    body = "; ".join(rules)
-    chain = f"chain c {{ type filter hook {hook} priority 0; {body}; }}"
-    run(*nft, f"table inet {table} {{ {chain} }}")
+    body = "\n".join((f"type filter hook {hook} priority 0", *rules))
+    run(*nft, f"table inet {table} {{\nchain c {{\n{body}\n}}\n}}\n")
     try:
         yield table
     finally:

@@ -105,15 +105,15 @@ def check_echo(sock: socket.socket, payload_bytes: int) -> None:
 
 def visit_plainly(address: str, port: int) -> str:
     """How a visit ended, when the server may not be one that serves."""
-    with socket.create_connection((address, port), timeout=10) as sock:
-        try:
+    try:
+        with socket.create_connection((address, port), timeout=10) as sock:
             if not sock.recv(1):
                 return "closed"
             while sock.recv(1) != b"\n":
                 continue
             check_echo(sock, 100)
-        except ConnectionResetError:
-            return "reset"
+    except ConnectionResetError:
+        return "reset"
     return "echoed"
 
 
