@@ -104,14 +104,7 @@ class Connector:
         except OSError as error:
             new.close()
             return self._refused_at_once(action, error)
-        try:
-            swap(call, fd, old, new)
-        except OtherCopyAlive:
-            reset(new)
-            return "copy-in-another-process"
-        except (TargetGone, OSError):
-            reset(new)
-            raise
+        # On record before the swap: a successor of this process must know the socket in any case.
         context.record(
             call,
             cookie,
@@ -123,6 +116,16 @@ class Connector:
             peer_host=flow.peer,
             rule=flow.rule,
         )
+        try:
+            swap(call, fd, old, new)
+        except OtherCopyAlive:
+            context.connections.forget(cookie)
+            reset(new)
+            return "copy-in-another-process"
+        except (TargetGone, OSError):
+            context.connections.forget(cookie)
+            reset(new)
+            raise
         if nonblocking:
             self._leave(call, new, cookie, action)
         else:

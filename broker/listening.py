@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from slim.broker.admission.keyring import boottime
 from slim.broker.endpoints import Address, Endpoint, packed16
+from slim.broker.errors import TargetGone
 from slim.broker.kernel import sockaddr
 from slim.broker.kernel.pidfd import is_close_on_exec
 from slim.broker.kernel.sock_diag import ListenerDeaths, find_tcp
@@ -84,8 +85,13 @@ class Listening:
                 call.fail(0)
                 return
             with host:
-                self._swap_in(call, asked.fd, overlay, host)
-                self._publish(call, domain, local, overlay, host)
+                # Published before the swap: a successor of this process must know the socket.
+                listener = self._publish(call, domain, local, overlay, host)
+                try:
+                    self._swap_in(call, asked.fd, overlay, host)
+                except (TargetGone, OSError):
+                    self._ended(listener.cookie)
+                    raise
         call.fail(0)
 
     def listen_again(self, call: PendingCall, sock: socket.socket, backlog: int) -> None:
@@ -173,7 +179,7 @@ class Listening:
         local: Endpoint,
         overlay: socket.socket,
         host: socket.socket,
-    ) -> None:
+    ) -> ListenerRecord:
         context = self._context
         at_host = local_endpoint(host)
         dual_stack = domain == socket.AF_INET6 and not overlay.getsockopt(
@@ -199,6 +205,7 @@ class Listening:
         self._acceptor.add_listener(listener, retained)
         context.control.listener_up(listener)
         log.debug("%s listens at %s", local, at_host)
+        return listener
 
     # --- the end of a listener ----------------------------------------------------------------
 

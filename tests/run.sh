@@ -19,13 +19,13 @@ cd "$SLIM_ROOT"
 failed=()
 check() {
     slim_say "$*"
-    "$@" || failed+=("$1")
+    "$@" || failed+=("$*")
 }
 check ruff check .
 check ruff format --check .
 check mypy
 check pytest "$@"
 if [ "${#failed[@]}" -ne 0 ]; then
-    slim_fail "failed: ${failed[*]}"
+    slim_fail "failed: $(IFS=';'; printf "%s" "${failed[*]}")"
 fi
 slim_say "all checks and tests passed"

@@ -144,7 +144,8 @@ def test_a_prepared_namespace_is_on_the_overlay_and_goes_when_discarded(host: Ho
         """
 made, fd = prepare("web", "10.77.1.9", state_dir=state_dir)
 same = os.fstat(fd).st_ino == os.stat(f"/run/netns/{made}").st_ino
-shown = [str(one) for one in Overlay.load("web", state_dir=state_dir).read().attachments[0].addresses]
+(attachment,) = Overlay.load("web", state_dir=state_dir).read().attachments
+shown = [str(one) for one in attachment.addresses]
 discard(made)
 os.close(fd)
 print(json.dumps([made, [same, shown], not Path(f"/run/netns/{made}").exists()]))

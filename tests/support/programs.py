@@ -1,0 +1,81 @@
+"""nginx that tells its clients their addresses; and programs built from support/targets."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lab.programs import start_server
+from slim.broker.endpoints import Endpoint
+from support import capabilities
+
+if TYPE_CHECKING:
+    from lab.places import Place
+    from lab.programs import Server
+
+TARGETS = Path(__file__).parent / "targets"
+NGINX_WORKERS = 4
+BUILD_S = 110
+
+
+def start_nginx(place: Place, directory: Path, port: int) -> Server:
+    """Serves `/who`, the client's address, and `/page`; several workers, keep-alive."""
+    (directory / "page").write_bytes(b"x" * 100_000)
+    endpoint = Endpoint(place.address, port)
+    config = directory / "nginx.conf"
+    config.write_text(
+        f"""\
+daemon off;
+user root;
+worker_processes {NGINX_WORKERS};
+pid {directory}/nginx.pid;
+error_log stderr warn;
+events {{ worker_connections 256; }}
+http {{
+    access_log off;
+    client_body_temp_path {directory}/body;
+    proxy_temp_path {directory}/proxy;
+    fastcgi_temp_path {directory}/fastcgi;
+    uwsgi_temp_path {directory}/uwsgi;
+    scgi_temp_path {directory}/scgi;
+    server {{
+        listen {endpoint};
+        root {directory};
+        location /who {{ return 200 "$remote_addr $remote_port $server_addr\\n"; }}
+    }}
+}}
+"""
+    )
+    argv = ("nginx", "-e", "stderr", "-p", str(directory), "-c", str(config))
+    return start_server("nginx", place, argv, endpoint, directory, None)
+
+
+def build_static(directory: Path) -> Path:
+    """greet.c, linked statically."""
+    compiler = "musl-gcc" if capabilities.find("musl-gcc") else "cc"
+    target = directory / "greet-static"
+    argv = [compiler, "-static", "-O1", "-Wall", "-o", str(target), str(TARGETS / "greet.c")]
+    _build(argv, {})
+    return target
+
+
+def build_go(directory: Path) -> Path:
+    """greet.go, which then makes its system calls itself."""
+    target = directory / "greet-go"
+    argv = [capabilities.find("go"), "build", "-o", str(target), str(TARGETS / "greet.go")]
+    _build(argv, {"CGO_ENABLED": "0", "GO111MODULE": "off", "GOFLAGS": "", "GOTOOLCHAIN": "local"})
+    return target
+
+
+def _build(argv: list[str], environment: dict[str, str]) -> None:
+    done = subprocess.run(
+        argv,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=BUILD_S,
+        check=False,
+    )
+    assert done.returncode == 0, f"{' '.join(argv)}: {done.stderr}"
