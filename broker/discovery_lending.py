@@ -62,7 +62,7 @@ class Lending:
     ) -> str | None:
         if self._credentials is None:
             return None
-        identity = pki.verify_statement(self._credentials.authority, certificate, signature, data)
+        identity = pki.verify_statement(self._credentials.authorities, certificate, signature, data)
         if identity is None or not identity.speaks_for(speaks_for):
             return None
         return identity.host

@@ -80,8 +80,13 @@ class TrapsProcess:
             return
         self.start_at = None
         self._started = time.monotonic()
-        # Every fd of ours is close-on-exec; traps asks for what it needs.
-        self._process = subprocess.Popen(self._argv, stdin=subprocess.DEVNULL)
+        try:
+            # Every fd of ours is close-on-exec; traps asks for what it needs.
+            self._process = subprocess.Popen(self._argv, stdin=subprocess.DEVNULL)
+        except OSError as error:
+            # Whatever happens to the program's file, the keeper must go on holding.
+            log.error("traps does not start: %s", error)
+            self._try_again()
 
     def reap(self) -> None:
         """The process may have ended: if it is wanted, it starts again."""
@@ -93,6 +98,9 @@ class TrapsProcess:
             return
         if time.monotonic() - self._started > STABLE_S:
             self._back_off = BACK_OFF_FIRST_S
+        self._try_again()
+
+    def _try_again(self) -> None:
         self.start_at = time.monotonic() + self._back_off
         self._back_off = min(2 * self._back_off, BACK_OFF_LAST_S)
 

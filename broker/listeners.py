@@ -100,6 +100,8 @@ class HostPorts:
             record.host_port
             for record in self._by_port.values()
             if (record.workload, record.address, record.port) == (workload, address, port)
+            # The configured range may have changed since.
+            and record.host_port in self._ports
         ]
         yield from mine
         for step in range(count):

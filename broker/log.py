@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, TextIO
+from typing import TextIO
 
 import msgspec
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime"}
+_CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160))}
 _encoder = msgspec.json.Encoder(enc_hook=str)
 
 
@@ -26,14 +25,26 @@ class JsonFormatter(logging.Formatter):
             "logger": record.name,
             "message": record.getMessage(),
         }
-        fields.update(_extras(vars(record)))
         if record.exc_info:
             fields["exception"] = self.formatException(record.exc_info)
-        return _encoder.encode(fields).decode()
+        for key, value in vars(record).items():
+            if key not in _STANDARD:
+                # An extra never takes the place of what every line has.
+                fields.setdefault(key, value)
+        try:
+            return _encoder.encode(fields).decode()
+        except UnicodeEncodeError:
+            # Bytes of a file name that are not UTF-8 (PEP 383): JSON of the standard library
+            # writes them as escapes.
+            return json.dumps(fields, default=str, separators=(",", ":"))
 
 
-def _extras(values: Mapping[str, object]) -> dict[str, object]:
-    return {key: value for key, value in values.items() if key not in _STANDARD}
+class HumanFormatter(logging.Formatter):
+    """Text on one line; a name that a container chose cannot begin another, or steer a terminal."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        record.message = record.message.translate(_CONTROLS)
+        return super().formatMessage(record)
 
 
 def configure(level: str, form: str, stream: TextIO | None = None) -> None:
@@ -48,10 +59,10 @@ def configure(level: str, form: str, stream: TextIO | None = None) -> None:
         from rich.logging import RichHandler
 
         handler = RichHandler(console=Console(file=target), show_path=False, markup=False)
-        handler.setFormatter(logging.Formatter("%(name)s: %(message)s"))
+        handler.setFormatter(HumanFormatter("%(name)s: %(message)s"))
     else:
         handler = logging.StreamHandler(target)
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        handler.setFormatter(HumanFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())

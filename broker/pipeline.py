@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from slim.broker import actions, calls
-from slim.broker.endpoints import Address, Endpoint, unmapped
+from slim.broker.endpoints import Address, Endpoint, parse_address, unmapped
 from slim.broker.flows import DeniedFlow, FastFlow, Flow, FlowKey, OverlayFlow
 from slim.broker.kernel.socket_options import TCP_CLOSE, TCP_LISTEN
 
@@ -157,7 +157,7 @@ def _get_name(call: calls.GetName, observed: Observed, view: View) -> actions.Ac
     if record is None:
         # Never a host address.
         unspecified = "::" if facts.domain == socket.AF_INET6 else "0.0.0.0"
-        return actions.TellName(Endpoint.parse(f"[{unspecified}]:0"))
+        return actions.TellName(Endpoint(parse_address(unspecified), 0))
     return actions.TellName(record.local_endpoint())
 
 

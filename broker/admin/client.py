@@ -1,9 +1,10 @@
-"""Asks slimd: the tools' end of the admin socket. Blocking, with a time limit."""
+"""Asks slimd: the tools' end of the admin socket (admin.server). Blocking, with a time limit."""
 
 from __future__ import annotations
 
 import socket
 import struct
+import time
 from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 LIMIT_S = 10.0
+"""For one request and its whole answer."""
+
+_OTHER_VERSION = "use the slimctl that was installed with this slimd"
 
 _LENGTH = struct.Struct("!I")
 _decoder: msgspec.msgpack.Decoder[messages.AdminAnswer] = msgspec.msgpack.Decoder(
@@ -27,15 +31,7 @@ def ask(run_dir: Path, request: messages.AdminRequest, expected: type[A]) -> A:
     """The answer to one request; ControlError, with a hint, when there is none."""
     path = run_dir / "admin.sock"
     try:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
-            sock.settimeout(LIMIT_S)
-            sock.connect(str(path))
-            payload = msgspec.msgpack.encode(request)
-            sock.sendall(_LENGTH.pack(len(payload)) + payload)
-            (length,) = _LENGTH.unpack(_receive(sock, _LENGTH.size))
-            if length > messages.MAX_ANSWER:
-                raise ControlError(f"slimd answers with {length} bytes")
-            answer = _decoder.decode(_receive(sock, length))
+        answer = _decoder.decode(_exchange(path, msgspec.msgpack.encode(request)))
     except (FileNotFoundError, ConnectionRefusedError):
         raise ControlError(
             f"no slimd answers at {path}",
@@ -47,25 +43,49 @@ def ask(run_dir: Path, request: messages.AdminRequest, expected: type[A]) -> A:
         raise ControlError(
             f"slimd at {path} did not answer in {LIMIT_S:.0f} s", hint="slimd's log says why"
         ) from None
-    except OSError as error:
-        raise ControlError(f"{path}: {error.strerror or error}") from None
-    except msgspec.DecodeError as error:
+    except (BrokenPipeError, ConnectionResetError):
+        # Also what a request brings that this slimd has never heard of.
         raise ControlError(
-            f"slimd's answer cannot be read: {error}",
-            hint="use the slimctl that was installed with this slimd",
+            f"slimd at {path} closed the connection",
+            hint=f"slimd's log says why; {_OTHER_VERSION}",
         ) from None
+    except OSError as error:
+        raise ControlError(
+            f"{path}: {error.strerror or error}", hint="is --run-dir slimd's run_dir?"
+        ) from None
+    except msgspec.DecodeError as error:
+        raise ControlError(f"slimd's answer cannot be read: {error}", hint=_OTHER_VERSION) from None
     if isinstance(answer, messages.Failure):
         raise ControlError(answer.message, hint=answer.hint)
     if not isinstance(answer, expected):
-        raise ControlError(f"slimd answered with {type(answer).__name__}")
+        raise ControlError(
+            f"slimd answered {type(request).__name__} with {type(answer).__name__}",
+            hint=_OTHER_VERSION,
+        )
     return answer
 
 
-def _receive(sock: socket.socket, length: int) -> bytes:
+def _exchange(path: Path, request: bytes) -> bytes:
+    deadline = time.monotonic() + LIMIT_S
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+        sock.settimeout(LIMIT_S)
+        sock.connect(str(path))
+        sock.sendall(_LENGTH.pack(len(request)) + request)
+        (length,) = _LENGTH.unpack(_receive(sock, _LENGTH.size, deadline))
+        if length > messages.MAX_ANSWER:
+            raise ControlError(f"slimd answers with {length} bytes", hint=_OTHER_VERSION)
+        return _receive(sock, length, deadline)
+
+
+def _receive(sock: socket.socket, length: int, deadline: float) -> bytes:
     data = bytearray()
     while len(data) < length:
+        left = deadline - time.monotonic()
+        if left <= 0:
+            raise TimeoutError
+        sock.settimeout(left)
         chunk = sock.recv(min(length - len(data), 1 << 16))
         if not chunk:
-            raise ConnectionResetError("slimd closed the connection")
+            raise ConnectionResetError
         data += chunk
     return bytes(data)

@@ -52,6 +52,7 @@ class AdminServer:
         self._provider = provider
         self._server: asyncio.Server | None = None
         self._path: Path | None = None
+        self._identity = (0, 0)
         self._clients: set[asyncio.StreamWriter] = set()
 
     async def start(self, path: Path) -> None:
@@ -59,19 +60,27 @@ class AdminServer:
         sock = _bind(path)
         self._server = await asyncio.start_unix_server(self._serve, sock=sock)
         self._path = path
+        self._identity = _identity(path)
 
     async def close(self) -> None:
         if self._server is not None:
             self._server.close()
         for writer in [*self._clients]:
             writer.transport.abort()
-        if self._path is not None:
+        # Unless a successor has put its own socket there already.
+        if self._path is not None and _identity(self._path) == self._identity:
             self._path.unlink(missing_ok=True)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         sock = writer.get_extra_info("socket")
-        _, uid, _ = peer_credentials(sock)
-        if uid not in (0, os.geteuid()) or len(self._clients) >= MAX_CLIENTS:
+        pid, uid, _ = peer_credentials(sock)
+        # The socket's mode says the same, but a descriptor may have been handed on.
+        if uid not in (0, os.geteuid()):
+            log.warning("admin client refused: pid %d of user %d", pid, uid)
+            writer.close()
+            return
+        if len(self._clients) >= MAX_CLIENTS:
+            log.warning("admin client refused: pid %d is one too many (%d)", pid, MAX_CLIENTS + 1)
             writer.close()
             return
         self._clients.add(writer)
@@ -83,7 +92,7 @@ class AdminServer:
         except (EOFError, TimeoutError, asyncio.CancelledError):
             return
         except (OSError, msgspec.DecodeError, ValueError) as error:
-            log.warning("admin client dropped: %s", error)
+            log.warning("admin client dropped: pid %d: %s", pid, error)
         finally:
             self._clients.discard(writer)
             with contextlib.suppress(OSError, RuntimeError):
@@ -109,6 +118,18 @@ class AdminServer:
                     return self._provider.stop_from_admin(request.release)
         except SlimError as error:
             return messages.Failure(error.message, error.hint)
+        except OSError as error:
+            # Containers and namespaces may go while they are being looked at.
+            log.warning("admin request %s failed: %s", type(request).__name__, error)
+            return messages.Failure(str(error), "try again; slimd's log has it too")
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    try:
+        found = path.stat()
+    except OSError:
+        return (0, 0)
+    return found.st_dev, found.st_ino
 
 
 def _bind(path: Path) -> socket.socket:
@@ -141,6 +162,8 @@ def _frame(answer: messages.AdminAnswer) -> bytes:
     payload = _encoder.encode(answer)
     if len(payload) > messages.MAX_ANSWER:
         payload = _encoder.encode(
-            messages.Failure(f"the answer has {len(payload)} bytes", "ask for less")
+            messages.Failure(
+                f"the answer would have {len(payload)} bytes; the limit is {messages.MAX_ANSWER}"
+            )
         )
     return _LENGTH.pack(len(payload)) + payload

@@ -77,7 +77,7 @@ class Sealer:
         self._seal = seal
 
     def seal(self, record: Record, destination: Endpoint) -> bytes:
-        """80 bytes for the host listener at `destination`; OverflowError when nonces run out."""
+        """80 bytes for the host listener at `destination`."""
         # One counter for all keys and peers of the process: a nonce is never used twice.
         Sealer._counter += 1
         if Sealer._counter >= 1 << 32:

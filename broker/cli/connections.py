@@ -12,6 +12,8 @@ from slim.broker.cli.tables import Column, age, print_json, print_table
 if TYPE_CHECKING:
     from pathlib import Path
 
+_PATHS = ("fast", "fallback", "denied")
+
 
 def _path(row: messages.Connection) -> str:
     return f"{row.path} ({row.reason})" if row.reason else row.path
@@ -24,38 +26,67 @@ def _ends(row: messages.Connection) -> str:
     return f"{row.overlay_local or '?'} {arrow} {row.overlay_peer or '?'}"
 
 
+def _host_end(row: messages.Connection) -> str:
+    # What stands for the connection on the wire; a listener has no peer, but a port of the host.
+    return row.host_peer or row.host_local or "-"
+
+
+def _verdict(row: messages.Connection) -> str:
+    if row.direction == "listen":
+        return "-"
+    return f"{row.verdict} {row.rule}" if row.rule else row.verdict
+
+
 _COLUMNS: list[Column[messages.Connection]] = [
     Column("DIR", lambda row: row.direction),
     Column("WORKLOAD", lambda row: row.workload),
+    Column("PROCESS", lambda row: row.process, from_width=90),
     Column("OVERLAY", _ends),
+    Column("HOST PEER", _host_end, from_width=110),
     Column("PATH", _path),
-    Column("STATE", lambda row: row.state, from_width=80),
-    Column("AGE", lambda row: age(row.age_s), from_width=80, right=True),
-    Column("HOST PEER", lambda row: row.host_peer or row.host_local, from_width=110),
-    Column("VERDICT", lambda row: row.verdict, from_width=130),
-    Column("RULE", lambda row: row.rule, from_width=130),
-    Column("PROCESS", lambda row: row.process, from_width=150),
+    Column("VERDICT", _verdict, from_width=100),
+    Column("STATE", lambda row: row.state or "-", from_width=40),
+    Column("AGE", lambda row: age(row.age_s), from_width=60, right=True),
 ]
 
 
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="Print JSON (docs/slimctl.md).")
-@click.option("--workload", help="Only those of this workload.")
-@click.option("--path", type=click.Choice(["fast", "fallback", "denied"]), help="Only this path.")
-@click.option("--no-listeners", is_flag=True, help="Leave listeners out.")
+@click.option(
+    "--workload", "workloads", multiple=True, help="Only of this workload; may be repeated."
+)
+@click.option(
+    "--path", "paths", multiple=True, type=click.Choice(_PATHS), help="Only these; may be repeated."
+)
+@click.option(
+    "--all", "listeners", flag_value="all", default="all", help="Both kinds (the default)."
+)
+@click.option("--listeners", "listeners", flag_value="only", help="Only listeners.")
+@click.option("--no-listeners", "listeners", flag_value="none", help="Only connections.")
 @click.pass_obj
 def connections(
-    run_dir: Path, as_json: bool, workload: str | None, path: str | None, no_listeners: bool
+    run_dir: Path,
+    as_json: bool,
+    workloads: tuple[str, ...],
+    paths: tuple[str, ...],
+    listeners: str,
 ) -> None:
-    """List connections and listeners of every container on this host."""
+    """List connections and listeners of every container on this host.
+
+    Refused attempts stay in the list for a minute.
+    """
+    answer = client.ask(run_dir, messages.GetConnections(), messages.Connections).connections
     rows = [
         row
-        for row in client.ask(run_dir, messages.GetConnections(), messages.Connections).connections
-        if (workload is None or row.workload == workload)
-        and (path is None or row.path == path)
-        and not (no_listeners and row.direction == "listen")
+        for row in answer
+        if (not workloads or row.workload in workloads)
+        and (not paths or row.path in paths)
+        and (listeners == "all" or (row.direction == "listen") == (listeners == "only"))
     ]
     if as_json:
         print_json("connections", rows)
-    else:
-        print_table(rows, _COLUMNS, empty="no connections")
+        return
+    rows.sort(key=lambda row: (row.workload, row.direction != "listen", -row.age_s))
+    print_table(
+        rows, _COLUMNS, empty=f"none of {len(answer)} matches" if answer else "no connections"
+    )

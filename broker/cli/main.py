@@ -49,8 +49,10 @@ class LazyGroup(click.Group):
 @click.option(
     "--run-dir",
     type=click.Path(path_type=Path),
-    default=lambda: os.environ.get("SLIM_RUN_DIR", DEFAULT_RUN_DIR),
-    show_default=f"$SLIM_RUN_DIR or {DEFAULT_RUN_DIR}",
+    envvar="SLIM_RUN_DIR",
+    default=DEFAULT_RUN_DIR,
+    show_default=True,
+    show_envvar=True,
     help="Where slimd's sockets are.",
 )
 @click.pass_context
@@ -68,10 +70,16 @@ def main(arguments: list[str] | None = None) -> Any:
         if error.hint:
             click.echo(f"  hint: {error.hint}", err=True)
         sys.exit(error.exit_code)
-    except BrokenPipeError:
-        # The reader (head, less) has had enough; nothing is wrong.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(141)
+    except OSError as error:
+        # A file or a call of this command itself; click has dealt with a reader that left.
+        click.echo(f"slimctl: {_describe(error)}", err=True)
+        sys.exit(1)
+
+
+def _describe(error: OSError) -> str:
+    if error.filename is None or error.strerror is None:
+        return str(error)
+    return f"{os.fsdecode(error.filename)}: {error.strerror}"
 
 
 if __name__ == "__main__":

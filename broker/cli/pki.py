@@ -58,7 +58,7 @@ def issue(
 @click.option("--json", "as_json", is_flag=True, help="Print JSON (docs/slimctl.md).")
 def show(files: tuple[Path, ...], as_json: bool) -> None:
     """Show what certificates say."""
-    described = [certificates.describe(file) for file in files]
+    described = [each for file in files for each in certificates.describe(file)]
     if as_json:
         print_json("certificates", described)
         return

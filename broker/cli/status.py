@@ -7,17 +7,19 @@ from typing import TYPE_CHECKING
 import click
 
 from slim.broker.admin import client, messages
-from slim.broker.cli.tables import Column, age, print_json, print_table
+from slim.broker.cli.tables import Column, age, print_json, print_table, printable
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+_GUARDS = {"portable": "portable (for trusted programs: no security boundary)"}
 
 _PEERS: list[Column[messages.PeerStatus]] = [
     Column("PEER", lambda row: row.host or "?"),
     Column("STATE", lambda row: row.state),
     Column("RTT", lambda row: f"{row.rtt_ms:.1f} ms" if row.rtt_ms else "-", right=True),
     Column("RETRY", lambda row: f"{row.retry_in_s:.0f}s" if row.retry_in_s else "-", right=True),
-    Column("ENDPOINT", lambda row: row.endpoint or "(dialled by it)"),
+    Column("ENDPOINT", lambda row: row.endpoint or "(dialled by it)", from_width=60),
     Column("ERROR", lambda row: row.error or "-"),
 ]
 
@@ -38,7 +40,7 @@ def status(run_dir: Path, as_json: bool) -> None:
         ("slimd", f"{answer.version} on host {answer.host}, up {age(answer.uptime_s)}"),
         ("processes", processes),
         ("config", answer.config),
-        ("guard", f"{answer.guard} (for trusted programs)"),
+        ("guard", _GUARDS.get(answer.guard, answer.guard)),
         ("addresses", f"{', '.join(answer.host_addresses)}; host ports {answer.host_ports}"),
         *[("overlay", text) for text in answer.overlays],
         (
@@ -48,11 +50,12 @@ def status(run_dir: Path, as_json: bool) -> None:
         ),
     ]
     for title, text in lines:
-        click.echo(f"{title + ':':<11}{text}")
+        click.echo(f"{title + ':':<11}{printable(text)}")
     if answer.peers:
         click.echo()
         print_table(answer.peers, _PEERS, empty="")
     if answer.counters:
         click.echo("\ncounters:")
+        width = max(len(name) for name in answer.counters)
         for name, value in sorted(answer.counters.items()):
-            click.echo(f"  {name:<32}{value:>10}")
+            click.echo(f"  {printable(name):<{width}}{value:>12}")

@@ -1,4 +1,8 @@
-"""What this kernel and this process can do, found out by doing it where that is cheap."""
+"""What this kernel and this process can do, found out by doing it where that is cheap.
+
+No probe changes anything outside a thread of its own. Its callers are slimd, when it starts, and
+the doctor.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +11,18 @@ import errno
 import os
 import platform
 import socket
+import struct
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 
-from slim.broker.errors import SyscallError
+from slim.broker.errors import KernelFeatureMissing, SyscallError, TargetGone
+from slim.broker.kernel import seccomp_notify
 from slim.broker.kernel.libc import NR_seccomp, libc
 from slim.broker.kernel.namespaces import SO_NETNS_COOKIE
 from slim.broker.kernel.pidfd import pidfd_getfd, pidfd_open
+from slim.broker.kernel.process_memory import process_vm_readv
+from slim.broker.kernel.seccomp_install import install_filter, set_no_new_privs
 
 # From linux/seccomp.h, linux/capability.h, sys/timex.h.
 CAPABILITIES = {
@@ -27,9 +36,16 @@ CAPABILITIES = {
 }
 SECCOMP_GET_ACTION_AVAIL = 2
 SECCOMP_GET_NOTIF_SIZES = 3
+SECCOMP_RET_ALLOW = 0x7FFF0000
 SECCOMP_RET_USER_NOTIF = 0x7FC00000
 STA_UNSYNC = 0x0040
 TIME_ERROR = 5
+
+# One struct sock_filter: BPF_RET | BPF_K, allow.
+_ALLOW_ALL = struct.pack("=HBBI", 0x06, 0, 0, SECCOMP_RET_ALLOW)
+_NOTIF_SIZES = struct.Struct("=HHH")
+NOTIF_SIZES = (80, 24, 64)
+"""Sizes of struct seccomp_notif, seccomp_notif_resp and seccomp_data that seccomp_notify packs."""
 
 
 def kernel_release() -> tuple[int, int]:
@@ -44,6 +60,80 @@ def has_user_notification() -> bool:
     action = ctypes.c_uint32(SECCOMP_RET_USER_NOTIF)
     result: int = libc.syscall(NR_seccomp, SECCOMP_GET_ACTION_AVAIL, 0, ctypes.byref(action))
     return result == 0
+
+
+def read_notif_sizes() -> tuple[int, int, int]:
+    """SECCOMP_GET_NOTIF_SIZES of seccomp(2), Linux 5.0: as NOTIF_SIZES; zeros when refused."""
+    buffer = ctypes.create_string_buffer(_NOTIF_SIZES.size)
+    if libc.syscall(NR_seccomp, SECCOMP_GET_NOTIF_SIZES, 0, buffer) < 0:
+        return (0, 0, 0)
+    notification, response, data = _NOTIF_SIZES.unpack(buffer.raw)
+    return notification, response, data
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ListenerFeatures:
+    """What a seccomp listener can do here; `error` says why there was none to ask."""
+
+    adds_fds: bool = False
+    """ADDFD with SETFD, Linux 5.9."""
+    replies_with_fds: bool = False
+    """ADDFD with SEND, Linux 5.14."""
+    wakes_in_sync: bool = False
+    """SECCOMP_USER_NOTIF_FD_SYNC_WAKE_UP, Linux 6.6."""
+    error: str = ""
+
+
+def probe_listener() -> ListenerFeatures:
+    """Install a filter that allows everything, in a thread that ends at once, and ask its listener.
+
+    A filter and no_new_privs belong to a thread (seccomp(2), prctl(2)); both end with it.
+    """
+    found: list[ListenerFeatures] = []
+    thread = threading.Thread(target=lambda: found.append(_ask_listener()), name="seccomp-probe")
+    thread.start()
+    thread.join()
+    return found[0]
+
+
+def _ask_listener() -> ListenerFeatures:
+    try:
+        set_no_new_privs()
+        listener = install_filter(_ALLOW_ALL)
+    except SyscallError as error:
+        return ListenerFeatures(error=str(error))
+    try:
+        return ListenerFeatures(
+            adds_fds=_knows_addfd(listener, send=False),
+            replies_with_fds=_knows_addfd(listener, send=True),
+            wakes_in_sync=seccomp_notify.set_sync_wake_up(listener),
+        )
+    finally:
+        os.close(listener)
+
+
+def _knows_addfd(listener: int, *, send: bool) -> bool:
+    # No call waits, so a kernel that knows the request finds no notification of that id (ENOENT);
+    # one that does not know the ioctl or the flag gives EINVAL before it looks.
+    try:
+        if send:
+            seccomp_notify.reply_fd(listener, 0, listener, cloexec=True)
+        else:
+            seccomp_notify.replace_fd(listener, 0, listener, listener, cloexec=True)
+    except TargetGone:
+        return True
+    except SyscallError:
+        return False
+    return False
+
+
+def can_read_memory() -> bool:
+    """process_vm_readv(2), Linux 3.2: tried on this process."""
+    buffer = ctypes.create_string_buffer(b"slim")
+    try:
+        return process_vm_readv(os.getpid(), ctypes.addressof(buffer), 4) == b"slim"
+    except SyscallError:
+        return False
 
 
 def has_pidfd_getfd() -> bool:
@@ -78,6 +168,30 @@ def has_netns_cookie() -> bool:
         except OSError:
             return False
     return True
+
+
+def require() -> None:
+    """KernelFeatureMissing unless this kernel has what Slim cannot do without."""
+    listener = probe_listener()
+    if listener.error:
+        raise KernelFeatureMissing(
+            f"no seccomp listener can be made: {listener.error}",
+            hint="slimctl doctor says what is missing",
+        )
+    needed = {
+        "SECCOMP_IOCTL_NOTIF_ADDFD": listener.adds_fds,
+        "SECCOMP_ADDFD_FLAG_SEND": listener.replies_with_fds,
+        "pidfd_getfd(2)": has_pidfd_getfd(),
+        "process_vm_readv(2)": can_read_memory(),
+        "SO_NETNS_COOKIE": has_netns_cookie(),
+    }
+    missing = [name for name, there in needed.items() if not there]
+    if missing:
+        raise KernelFeatureMissing(
+            f"this kernel ({platform.release()}), or what confines slimd, lacks "
+            + ", ".join(missing),
+            hint="Slim needs Linux 5.14; slimctl doctor tells more",
+        )
 
 
 def effective_capabilities() -> frozenset[str]:

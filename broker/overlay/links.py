@@ -1,12 +1,11 @@
 """Network devices of one namespace, through pyroute2; the only module that imports it.
 
 pyroute2 takes 0.15 s to import, so that happens at the first use. It runs an event loop of its
-own per thread: from a coroutine call it in a thread (asyncio.to_thread).
+own in every thread: from a coroutine call this in a thread (asyncio.to_thread).
 """
 
 from __future__ import annotations
 
-import asyncio
 import errno
 import ipaddress
 import os
@@ -219,6 +218,8 @@ class Links:
 @contextmanager
 def open_links(namespace: int | None = None) -> Iterator[Links]:
     """The devices of that network namespace, or of the calling thread's; borrows the fd."""
+    import asyncio
+
     try:
         asyncio.get_running_loop()
     except RuntimeError:

@@ -97,6 +97,8 @@ def check_request(request: OverlayRequest) -> None:
     check_name(request.name)
     if not request.segments:
         raise ConfigError("an overlay needs a network", hint="give --network or --network6")
+    if len({segment.network.version for segment in request.segments}) < len(request.segments):
+        raise ConfigError("an overlay has one network of each family at most")
     for segment in request.segments:
         _check_segment(segment, request.underlay)
     check_host(request.underlay)

@@ -1,7 +1,8 @@
 """Frames of the control channel: a 4-byte big-endian length, then one message as msgpack.
 
 Pure: bytes in, messages out. Nothing a peer sends makes this raise anything but FrameError, or
-keep more than one frame in memory.
+keep more than one frame in memory. What `encode` gives, the peer's decoder takes: both check the
+same bounds.
 """
 
 from __future__ import annotations
@@ -19,9 +20,13 @@ _decoder: msgspec.msgpack.Decoder[AnyPeerMessage] = msgspec.msgpack.Decoder(AnyP
 
 MAX_LABELS = 64
 MAX_ITEMS = 64
+MAX_LIFETIME_MS = 24 * 3600 * 1000
+_ADDRESS_BYTES = 16
+_KEY_BYTES = 32
 _ADDRESS_FIELDS = frozenset({"source", "destination", "host_address"})
 _PORT_FIELDS = frozenset({"port", "host_port"})
 _U32_FIELDS = frozenset({"flow", "key_id"})
+_TIME_FIELDS = frozenset({"lifetime_ms", "seal_ms", "accept_ms"})
 
 
 class FrameError(ConnectionError):
@@ -29,11 +34,19 @@ class FrameError(ConnectionError):
 
 
 def encode(message: AnyPeerMessage) -> bytes:
-    """One frame; ValueError when the message is too large to be taken."""
+    """One frame; ValueError when the message is one that the peer would refuse."""
+    wrong = _find_wrong(message)
+    if wrong:
+        raise ValueError(f"{type(message).__name__}.{wrong} is out of bounds")
     payload = _encoder.encode(message)
     if len(payload) > MAX_FRAME:
         raise ValueError(f"{type(message).__name__} of {len(payload)} bytes")
     return _LENGTH.pack(len(payload)) + payload
+
+
+def presentable(text: str) -> str:
+    """The text as `encode` takes it: cut, and without what would upset a terminal or a log."""
+    return "".join(char if char.isprintable() else "?" for char in text[:MAX_TEXT])
 
 
 class FrameDecoder:
@@ -61,32 +74,53 @@ class FrameDecoder:
 def _decode(payload: bytes) -> AnyPeerMessage:
     try:
         message = _decoder.decode(payload)
-    except (msgspec.DecodeError, RecursionError) as error:
-        raise FrameError(f"malformed message: {error}") from None
-    for name in message.__struct_fields__:
-        _check(type(message).__name__, name, getattr(message, name))
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+        raise FrameError(presentable(f"malformed message: {error}")) from None
+    wrong = _find_wrong(message)
+    if wrong:
+        raise FrameError(f"{type(message).__name__}.{wrong} is out of bounds")
     return message
 
 
-def _check(kind: str, name: str, value: object) -> None:
+def _find_wrong(message: AnyPeerMessage) -> str:
+    """The name of a field with a value that no slimd sends; empty if there is none."""
+    for name in message.__struct_fields__:
+        if not _fits(name, getattr(message, name)):
+            return name
+    return ""
+
+
+def _fits(name: str, value: object) -> bool:
     if isinstance(value, str):
-        fits = len(value) <= MAX_TEXT
-    elif isinstance(value, bytes):
-        fits = len(value) == (16 if name in _ADDRESS_FIELDS else 32)
-    elif isinstance(value, bool):
-        fits = True
-    elif isinstance(value, int):
-        limit = 1 << 16 if name in _PORT_FIELDS else 1 << 32 if name in _U32_FIELDS else 1 << 63
-        fits = 0 <= value < limit
-    elif isinstance(value, Mapping):
-        fits = len(value) <= MAX_LABELS and all(
-            len(key) <= MAX_TEXT and len(text) <= MAX_TEXT for key, text in value.items()
+        return _is_text(value)
+    if isinstance(value, bytes):
+        return len(value) == (_ADDRESS_BYTES if name in _ADDRESS_FIELDS else _KEY_BYTES)
+    if isinstance(value, bool):
+        return True
+    if isinstance(value, int):
+        return 0 <= value <= _largest(name)
+    if isinstance(value, Mapping):
+        return len(value) <= MAX_LABELS and all(
+            _is_text(key) and _is_text(text) for key, text in value.items()
         )
-    elif isinstance(value, list):
-        fits = len(value) <= MAX_ITEMS and all(
-            len(item) == 16 if isinstance(item, bytes) else len(item) <= MAX_TEXT for item in value
+    if isinstance(value, list):
+        return len(value) <= MAX_ITEMS and all(
+            len(item) == _ADDRESS_BYTES if isinstance(item, bytes) else _is_text(item)
+            for item in value
         )
-    else:
-        fits = False
-    if not fits:
-        raise FrameError(f"{kind}.{name} is out of bounds")
+    return False
+
+
+def _is_text(text: str) -> bool:
+    """Whether it may be shown: it ends up in logs and on terminals."""
+    return len(text) <= MAX_TEXT and text.isprintable()
+
+
+def _largest(name: str) -> int:
+    if name in _PORT_FIELDS:
+        return 0xFFFF
+    if name in _U32_FIELDS:
+        return 0xFFFF_FFFF
+    if name in _TIME_FIELDS:
+        return MAX_LIFETIME_MS
+    return (1 << 63) - 1

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 TARGETS = Path(__file__).parent / "targets"
 NGINX_WORKERS = 4
-BUILD_S = 110
+BUILD_S = 200
 
 
 def start_nginx(place: Place, directory: Path, port: int) -> Server:

@@ -14,6 +14,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -27,7 +28,7 @@ from slim.broker.admin import client, messages
 from support.polling import eventually
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
     from types import TracebackType
 
     from slim.broker.endpoints import Address
@@ -43,17 +44,44 @@ connect_budget_ms = 5000
 """On a busy machine the default of 20 ms would send some first connections over the overlay."""
 
 
-class ConfiguredSlimd(Slimd):
-    """The lab's slimd with more tables at the end of its configuration file."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """How one host's slimd differs from the lab's."""
 
-    def __init__(self, machine: Machine, authority: Path, more: str) -> None:
+    more: str = ""
+    """Tables for the end of its configuration; without [limits] it gets PATIENCE."""
+    ports: str = "20000-29999"
+    networks: tuple[str, ...] = ()
+    """What its certificate is for, if not the host's own overlay networks."""
+    is_absent: bool = False
+
+
+class ConfiguredSlimd(Slimd):
+    """The lab's slimd with other settings."""
+
+    def __init__(self, machine: Machine, authority: Path, settings: Settings) -> None:
         super().__init__(machine, authority)
-        self._more = more
+        self._settings = settings
 
     def _configure(self) -> None:
         super()._configure()
-        path = self._machine.path("/etc/slim/slimd.toml")
-        path.write_text(path.read_text() + PATIENCE + self._more)
+        settings, path = self._settings, self._machine.path("/etc/slim/slimd.toml")
+        text = path.read_text().replace('"20000-29999"', f'"{settings.ports}"')
+        patience = "" if "[limits]" in settings.more else PATIENCE
+        path.write_text(text + patience + settings.more)
+        if settings.networks:
+            issue_certificate(self._authority, self.host, settings.networks, path.parent)
+
+
+def issue_certificate(
+    authority: Path, host: str, networks: tuple[str, ...], directory: Path
+) -> None:
+    """Replace a host's certificate and key."""
+    for suffix in ("crt", "key"):
+        (directory / f"{host}.{suffix}").unlink()
+    words = [word for network in networks for word in ("--network", network)]
+    argv = ("pki", "issue", str(authority), host, *words, "--out", str(directory))
+    run(str(BIN / "slimctl"), *argv)
 
 
 class Running:
@@ -178,17 +206,10 @@ class Workload:
 
 
 class TwoHosts:
-    """The lab's hosts `a` and `b`, each with a slimd; a context manager.
+    """The lab's hosts `a` and `b`, each with a slimd; a context manager."""
 
-    `more` is text for the end of each host's configuration, by host; `without` names hosts that
-    have no slimd.
-    """
-
-    def __init__(
-        self, more: Mapping[str, str] | None = None, *, without: tuple[str, ...] = ()
-    ) -> None:
-        self._more = more or {}
-        self._without = without
+    def __init__(self, a: Settings = Settings(), b: Settings = Settings()) -> None:  # noqa: B008
+        self._settings = {"a": a, "b": b}
         self._running: list[Running] = []
         self._numbers = itertools.count()
         self._open = contextlib.ExitStack()
@@ -204,8 +225,9 @@ class TwoHosts:
             for name, host in self.lab.hosts.items():
                 machine = stack.enter_context(Machine(host))
                 self.machines[name] = machine
-                if name not in self._without:
-                    slimd = ConfiguredSlimd(machine, self.authority, self._more.get(name, ""))
+                settings = self._settings[name]
+                if not settings.is_absent:
+                    slimd = ConfiguredSlimd(machine, self.authority, settings)
                     self.slimds[name] = stack.enter_context(slimd)
             stack.callback(self._stop_all)
             self._open = stack.pop_all()
