@@ -1,29 +1,35 @@
 """`slimctl doctor`: what this host offers Slim, what is missing, and what to do about it.
 
-Runs without slimd. Each check is a function that gives one Check.
+Runs without slimd. Each check is a function that gives one Check, and changes nothing.
 """
 
 from __future__ import annotations
 
 import resource
 import time
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import click
+from click.core import ParameterSource
 
 from slim.broker.admin import client, messages
-from slim.broker.cli.tables import print_json
-from slim.broker.config import BrokerConfig, check_host_addresses, check_host_ports, load_config
+from slim.broker.cli.tables import print_json, printable
+from slim.broker.endpoints import PortRange
 from slim.broker.errors import ControlError, SlimError
 from slim.broker.kernel import features
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from slim.broker.config import BrokerConfig
+
 MIN_KERNEL = (5, 14)
 MIN_FILES = 8192
+DEFAULT_HOST_PORTS = PortRange(20000, 29999)
+NEEDED_CAPABILITIES = frozenset({"CAP_SYS_ADMIN", "CAP_SYS_PTRACE", "CAP_NET_ADMIN", "CAP_CHOWN"})
 Outcome = Literal["ok", "warn", "fail"]
 
 
@@ -39,6 +45,10 @@ def _check(name: str, good: bool, found: str, remedy: str, bad: Outcome = "fail"
     return Check(name, "ok", found) if good else Check(name, bad, found, remedy)
 
 
+def _there(there: bool) -> str:
+    return "yes" if there else "no"
+
+
 def check_kernel() -> Check:
     release = features.kernel_release()
     found = f"Linux {release[0]}.{release[1]}"
@@ -46,20 +56,43 @@ def check_kernel() -> Check:
 
 
 def check_seccomp() -> Check:
-    there = features.has_user_notification()
     actions = features.read_sysctl("kernel.seccomp.actions_avail") or "unknown"
+    sizes = features.read_notif_sizes()
+    good = features.has_user_notification() and sizes == features.NOTIF_SIZES
     return _check(
         "seccomp notification",
-        there,
-        f"actions: {actions}",
+        good,
+        f"actions: {actions}; structures of {sizes[0]}, {sizes[1]}, {sizes[2]} bytes",
         "build the kernel with CONFIG_SECCOMP_FILTER; in a container, allow seccomp(2)",
     )
 
 
-def check_wake_up() -> Check:
-    there = features.kernel_release() >= (6, 6)
+def check_listener() -> list[Check]:
+    """One listener is made, and asked for everything that depends on one."""
+    listener = features.probe_listener()
+    if listener.error:
+        remedy = "allow seccomp(2) with a new listener; EBUSY: run slimctl outside slim-run"
+        return [Check("seccomp listener", "fail", listener.error, remedy)]
+    newer = "Slim needs Linux 5.14 or newer"
+    return [
+        _check("put fds in (ADDFD)", listener.adds_fds, _there(listener.adds_fds), newer),
+        _check(
+            "reply with fds", listener.replies_with_fds, _there(listener.replies_with_fds), newer
+        ),
+        _check(
+            "sync wake-up",
+            listener.wakes_in_sync,
+            _there(listener.wakes_in_sync),
+            "from Linux 6.6 on trapped calls are answered faster",
+            "warn",
+        ),
+    ]
+
+
+def check_memory() -> Check:
+    there = features.can_read_memory()
     return _check(
-        "sync wake-up", there, "Linux 6.6" if there else "no", "newer kernels trap faster", "warn"
+        "process_vm_readv", there, _there(there), "build the kernel with CONFIG_CROSS_MEMORY_ATTACH"
     )
 
 
@@ -68,7 +101,7 @@ def check_pidfd() -> Check:
     return _check(
         "pidfd_getfd",
         there,
-        "yes" if there else "no",
+        _there(there),
         "allow pidfd_getfd(2); it needs CAP_SYS_PTRACE",
     )
 
@@ -78,7 +111,7 @@ def check_pidfd_thread() -> Check:
     return _check(
         "pidfd of threads",
         there,
-        "yes" if there else "no",
+        _there(there),
         "before Linux 6.9 threads with fd tables of their own run unaccelerated",
         "warn",
     )
@@ -86,9 +119,7 @@ def check_pidfd_thread() -> Check:
 
 def check_netns_cookie() -> Check:
     there = features.has_netns_cookie()
-    return _check(
-        "namespace cookies", there, "yes" if there else "no", "Slim needs Linux 5.14 or newer"
-    )
+    return _check("namespace cookies", there, _there(there), "Slim needs Linux 5.14 or newer")
 
 
 def check_ptrace() -> Check:
@@ -101,24 +132,30 @@ def check_ptrace() -> Check:
 
 def check_io_uring() -> Check:
     value = features.read_sysctl("kernel.io_uring_disabled")
-    return Check("io_uring", "ok", f"disabled={value or '?'}; refused inside containers anyway")
+    found = "not known to this kernel" if value is None else value
+    return Check("io_uring disabled", "ok", f"{found}; containers get ENOSYS whatever it is")
 
 
 def check_cgroup() -> Check:
     mount = features.cgroup2_mount()
+    hybrid = mount is not None and Path(mount).name == "unified"
     return _check(
         "cgroup v2",
         mount is not None,
-        mount or "not mounted",
+        f"{mount} (hybrid)" if hybrid else mount or "not mounted",
         "mount -t cgroup2 none /sys/fs/cgroup",
         "warn",
     )
 
 
 def check_capabilities() -> Check:
-    needed = {"CAP_SYS_ADMIN", "CAP_SYS_PTRACE", "CAP_NET_ADMIN", "CAP_CHOWN"}
-    missing = needed - features.effective_capabilities()
+    has = features.effective_capabilities()
+    missing = NEEDED_CAPABILITIES - has
     found = f"missing: {', '.join(sorted(missing))}" if missing else "all that slimd needs"
+    if "CAP_BPF" not in has:
+        found += "; not CAP_BPF, which no guard of this version uses"
+    if "CAP_NET_RAW" in has:
+        found += "; CAP_NET_RAW is not needed"
     return _check("capabilities", not missing, found, "run slimd (and doctor) as root")
 
 
@@ -150,15 +187,30 @@ def check_fast_open() -> Check:
 
 def check_files() -> Check:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    good = hard == resource.RLIM_INFINITY or hard >= MIN_FILES
+    found = "unlimited" if hard == resource.RLIM_INFINITY else str(hard)
+    return _check("open files", good, found, f"ulimit -Hn {MIN_FILES} or more", "warn")
+
+
+def check_local_ports() -> Check:
+    """Against the host ports that a configuration without [host] ports has."""
+    text = features.read_sysctl("net.ipv4.ip_local_port_range")
+    if text is None:
+        return Check("local ports", "warn", "unknown", "mount /proc")
+    kernel = PortRange(*(int(word) for word in text.split()))
     return _check(
-        "open files", hard >= MIN_FILES, str(hard), f"ulimit -Hn {MIN_FILES} or more", "warn"
+        "local ports",
+        not kernel.overlaps(DEFAULT_HOST_PORTS),
+        f"{kernel}; host ports are {DEFAULT_HOST_PORTS} unless configured",
+        'sysctl -w net.ipv4.ip_local_port_range="32768 60999", or other [host] ports',
+        "warn",
     )
 
 
 CHECKS: tuple[Callable[[], Check], ...] = (
     check_kernel,
     check_seccomp,
-    check_wake_up,
+    check_memory,
     check_pidfd,
     check_pidfd_thread,
     check_netns_cookie,
@@ -172,15 +224,18 @@ CHECKS: tuple[Callable[[], Check], ...] = (
 )
 
 
-def check_config(path: Path) -> list[Check]:
-    """The checks that need a configuration."""
-    try:
-        config = load_config(path)
-        check_host_addresses(config)
-        check_host_ports(config)
-    except SlimError as error:
-        return [Check("config", "fail", error.message, error.hint)]
-    return [Check("config", "ok", str(path)), check_firewall(config)]
+def check_config(config: BrokerConfig) -> list[Check]:
+    """What of a configuration depends on this host."""
+    # Here and below: the configuration's modules only where one is given.
+    from slim.broker.config import check_host_addresses, check_host_ports
+
+    found = []
+    for name, check in (("host addresses", check_host_addresses), ("host ports", check_host_ports)):
+        try:
+            check(config)
+        except SlimError as error:
+            found.append(Check(name, "fail", error.message, error.hint))
+    return found or [Check("config", "ok", str(config.path)), check_firewall(config)]
 
 
 def check_firewall(config: BrokerConfig) -> Check:
@@ -189,7 +244,7 @@ def check_firewall(config: BrokerConfig) -> Check:
     return Check(
         "firewall",
         "ok",
-        f"peers must reach tcp {config.host.ports}{peers}",
+        f"peers must reach tcp {config.host.ports}{peers}; with nftables:",
         f"nft add rule inet filter input tcp dport {{ {config.host.ports}{peers} }} accept",
     )
 
@@ -199,33 +254,63 @@ def check_slimd(run_dir: Path) -> Check:
         answer = client.ask(run_dir, messages.GetStatus(), messages.Status)
     except ControlError as error:
         return Check("slimd", "warn", error.message, error.hint)
-    found = ", ".join(f"{process.role} {process.pid}" for process in answer.processes)
+    found = ", ".join(f"{process.role} {process.pid or 'down'}" for process in answer.processes)
     good = all(process.pid for process in answer.processes)
     return _check("slimd", good, found, "see slimd's log: a process is not running", "warn")
+
+
+def check_keeper(run_dir: Path) -> Check:
+    """Whether somebody listens at the keeper's socket; it is not disturbed by being asked."""
+    path = run_dir / "keeper.sock"
+    there = features.is_unix_listener(path)
+    return _check(
+        "keeper",
+        there,
+        f"listens at {path}" if there else "not running",
+        "slimd starts it; without one, trapped calls of containers fail with ENOSYS",
+        "warn",
+    )
 
 
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="Print JSON (docs/slimctl.md).")
 @click.option("--config", type=click.Path(path_type=Path, dir_okay=False), help="Check it too.")
-@click.pass_obj
-def doctor(run_dir: Path, as_json: bool, config: Path | None) -> None:
-    """Check this host; exit status 1 when something that Slim needs is missing."""
+@click.pass_context
+def doctor(context: click.Context, as_json: bool, config: Path | None) -> None:
+    """Check this host; exit status 1 when something that Slim needs is missing.
+
+    Without --run-dir, slimd is looked for in the run_dir of --config.
+    """
     checks = [check() for check in CHECKS]
-    if config is not None:
-        checks += check_config(config)
-    checks.append(check_slimd(run_dir))
-    if as_json:
-        print_json(
-            "checks",
-            [
-                {"name": c.name, "outcome": c.outcome, "found": c.found, "remedy": c.remedy}
-                for c in checks
-            ],
-        )
+    checks += check_listener()
+    run_dir: Path = context.obj
+    if config is None:
+        checks.append(check_local_ports())
     else:
-        for check in checks:
-            click.echo(f"{check.outcome:<5}{check.name:<22}{check.found}")
-            if check.remedy:
-                click.echo(f"{'':<5}{'':<22}-> {check.remedy}")
+        from slim.broker.config import load_config
+
+        try:
+            loaded = load_config(config)
+        except SlimError as error:
+            checks.append(Check("config", "fail", error.message, error.hint))
+        else:
+            checks += check_config(loaded)
+            source = context.find_root().get_parameter_source("run_dir")
+            if source in (None, ParameterSource.DEFAULT):
+                run_dir = loaded.run_dir
+    checks += [check_slimd(run_dir), check_keeper(run_dir)]
+    if as_json:
+        print_json("checks", [asdict(check) for check in checks])
+    else:
+        _print(checks)
     if any(check.outcome == "fail" for check in checks):
         raise SystemExit(1)
+
+
+def _print(checks: list[Check]) -> None:
+    for check in checks:
+        click.echo(f"{check.outcome:<5}{check.name:<22}{printable(check.found)}")
+        if check.remedy:
+            click.echo(f"{'':<5}{'':<22}-> {printable(check.remedy)}")
+    count = Counter(check.outcome for check in checks)
+    click.echo(f"\n{count['ok']} ok, {count['warn']} warn, {count['fail']} fail")

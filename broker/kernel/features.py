@@ -24,11 +24,12 @@ from slim.broker.kernel.pidfd import pidfd_getfd, pidfd_open
 from slim.broker.kernel.process_memory import process_vm_readv
 from slim.broker.kernel.seccomp_install import install_filter, set_no_new_privs
 
-# From linux/seccomp.h, linux/capability.h, sys/timex.h.
+# From linux/seccomp.h, linux/capability.h, linux/net.h, sys/timex.h.
 CAPABILITIES = {
     "CAP_CHOWN": 0,
     "CAP_NET_BIND_SERVICE": 10,
     "CAP_NET_ADMIN": 12,
+    "CAP_NET_RAW": 13,
     "CAP_SYS_CHROOT": 18,
     "CAP_SYS_PTRACE": 19,
     "CAP_SYS_ADMIN": 21,
@@ -38,6 +39,7 @@ SECCOMP_GET_ACTION_AVAIL = 2
 SECCOMP_GET_NOTIF_SIZES = 3
 SECCOMP_RET_ALLOW = 0x7FFF0000
 SECCOMP_RET_USER_NOTIF = 0x7FC00000
+SO_ACCEPTCON = 1 << 16
 STA_UNSYNC = 0x0040
 TIME_ERROR = 5
 
@@ -181,6 +183,7 @@ def require() -> None:
     needed = {
         "SECCOMP_IOCTL_NOTIF_ADDFD": listener.adds_fds,
         "SECCOMP_ADDFD_FLAG_SEND": listener.replies_with_fds,
+        "seccomp notifications as Slim knows them": read_notif_sizes() == NOTIF_SIZES,
         "pidfd_getfd(2)": has_pidfd_getfd(),
         "process_vm_readv(2)": can_read_memory(),
         "SO_NETNS_COOKIE": has_netns_cookie(),
@@ -218,6 +221,16 @@ def cgroup2_mount() -> str | None:
         if len(fields) > 2 and fields[2] == "cgroup2":
             return fields[1]
     return None
+
+
+def is_unix_listener(path: Path) -> bool:
+    """Whether a listening socket is bound there (proc_net(5), unix), in this network namespace."""
+    for line in Path("/proc/net/unix").read_text(errors="surrogateescape").splitlines()[1:]:
+        # Num RefCount Protocol Flags Type St Inode Path
+        fields = line.split(maxsplit=7)
+        if len(fields) == 8 and fields[7] == str(path):
+            return bool(int(fields[3], 16) & SO_ACCEPTCON)
+    return False
 
 
 @dataclass(frozen=True, slots=True)

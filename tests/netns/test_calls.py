@@ -85,7 +85,7 @@ def silent(hosts: TwoHosts, pair: Pair) -> Iterator[Pair]:
     """The address answers nothing; the brokered client finds that out on the host's network."""
     if pair.is_brokered:
         pair.call(peers.visit)
-        with filtering(hosts.host("b").netns, "tcp dport 20000-29999 drop"):
+        with filtering(hosts.host("b").netns, 'iifname "eth0" tcp dport 20000-29999 drop'):
             yield pair
     else:
         with filtering(pair.server.netns, f"tcp dport {pair.port} drop"):

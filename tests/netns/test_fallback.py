@@ -26,7 +26,7 @@ HURRY = """
 resolve_budget_ms = 1000
 connect_budget_ms = 400
 """
-HOST_PORTS = "tcp dport 20000-29999"
+HOST_PORTS = 'iifname "eth0" tcp dport 20000-29999'
 ANYWHERE = {4: "0.0.0.0", 6: "::"}
 VERSIONS = pytest.mark.parametrize("version", [4, 6])
 
