@@ -6,9 +6,7 @@ kernel's. What the program polls is the host listener; three things may be ready
 - a host connection with its record in hand: admitted, or reset;
 - a host connection whose record is not complete yet: parked, bounded, with a deadline;
 - something else (a parked one that completed, a plain peer on the retained overlay listener):
-  announced by a *wake*, a sealed connection of slimd to the host listener.
-
-Invariant: while something else is ready, exactly one wake is in the accept queue or on its way.
+  announced by a wake (wakes.py). While something else is ready, exactly one is on its way.
 """
 
 from __future__ import annotations
@@ -18,31 +16,28 @@ import logging
 import os
 import select
 import socket
-from collections import deque
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from slim.broker.admission.keyring import WAKE_FLOW
-from slim.broker.admission.preamble import RECORD_BYTES, Kind, Record, RecordRefused
+from slim.broker.accept_state import AcceptState, Parked, Ready, Waiter
+from slim.broker.admission.preamble import RECORD_BYTES, RecordRefused
 from slim.broker.endpoints import Endpoint, from_packed16
 from slim.broker.errors import SyscallError, TargetGone
 from slim.broker.kernel import sockaddr
 from slim.broker.kernel.epoll import EPOLLIN, EPOLLONESHOT, EPOLLRDHUP, Epoll
 from slim.broker.kernel.socket_options import (
     TCP_CLOSE,
-    TCP_FASTOPEN_NO_COOKIE,
     read_cookie,
     reset,
     tcp_state,
     timeout_s,
 )
 from slim.broker.perform import capture, write_name
+from slim.broker.wakes import Wakes
 
 if TYPE_CHECKING:
     from slim.broker.calls import Accept
     from slim.broker.context import TrapContext
     from slim.broker.listeners import ListenerRecord
-    from slim.broker.loop import Timer
     from slim.broker.supervisor import PendingCall
 
 log = logging.getLogger(__name__)
@@ -52,65 +47,12 @@ PARK_DEADLINE_S = 2.0
 ACCEPTS_PER_TURN = 64
 """Refused connections that one trapped accept discards before others get their turn."""
 
-_WAKE_FLAGS = socket.MSG_FASTOPEN | socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
-
-
-@dataclass(slots=True, eq=False)
-class Ready:
-    """A connection that may be given to the program. Owns `sock`."""
-
-    sock: socket.socket
-    peer: Endpoint
-    """What the program is told."""
-    local: Endpoint
-    path: str
-    reason: str
-    rule: str
-    peer_host: str
-    host_peer: Endpoint | None
-
-
-@dataclass(slots=True, eq=False)
-class Parked:
-    """A host connection whose record is incomplete. Owns `sock`."""
-
-    sock: socket.socket
-    address: Endpoint
-    received: bytes
-    token: int = 0
-    timer: Timer | None = None
-
-
-@dataclass(slots=True, eq=False)
-class Waiter:
-    """A blocking accept that is held."""
-
-    call: PendingCall
-    asked: Accept
-    timer: Timer | None = None
-
-
-@dataclass(slots=True, eq=False)
-class AcceptState:
-    """Everything that waits on one listener. Owns the retained overlay listener, if any."""
-
-    listener: ListenerRecord
-    retained: socket.socket | None
-    retained_token: int = 0
-    ready: deque[Ready] = field(default_factory=deque)
-    parked: list[Parked] = field(default_factory=list)
-    waiters: deque[Waiter] = field(default_factory=deque)
-    watch: Epoll | None = None
-    """Exists while somebody is held: registers the program's listener without an fd of ours."""
-    watch_token: int = 0
-    wake: socket.socket | None = None
-    retry: Timer | None = None
-
 
 class Acceptor:
     def __init__(self, context: TrapContext) -> None:
         self._context = context
         self._states: dict[int, AcceptState] = {}
+        self._wakes = Wakes(context, self._states, self._serve_held)
 
     # --- listeners come and go ----------------------------------------------------------------
 
@@ -121,7 +63,7 @@ class Acceptor:
         if retained is not None:
             retained.setblocking(False)
             state.retained_token = self._context.loop.watch(
-                retained.fileno(), lambda _: self._send_wake(state), EPOLLIN | EPOLLONESHOT
+                retained.fileno(), lambda _: self._wakes.send(state), EPOLLIN | EPOLLONESHOT
             )
 
     def remove_listener(self, cookie: int) -> None:
@@ -145,7 +87,7 @@ class Acceptor:
             _fail(waiter, errno.EINVAL)
         state.waiters.clear()
         self._stop_watching(state)
-        self._close_wake(state)
+        self._wakes.end(state)
         if state.retry is not None:
             state.retry.cancel()
 
@@ -186,7 +128,7 @@ class Acceptor:
         for _ in range(ACCEPTS_PER_TURN):
             if state.ready:
                 self._deliver(state, waiter, state.ready.popleft())
-                self._settle_wake(state)
+                self._wakes.settle(state)
                 return True
             taken = self._take(state, sock)
             if taken is None:
@@ -295,7 +237,7 @@ class Acceptor:
 
     def _put_back(self, state: AcceptState, ready: Ready) -> None:
         state.ready.appendleft(ready)
-        self._settle_wake(state)
+        self._wakes.settle(state)
 
     def _record(self, call: PendingCall, cookie: int, ready: Ready) -> None:
         self._context.record(
@@ -331,26 +273,11 @@ class Acceptor:
         local = sockaddr.from_python(accepted.getsockname())
         return Ready(accepted, peer, local, "fallback", "plain-peer", "", "", None)
 
-    # --- wakes --------------------------------------------------------------------------------
-
-    def _group(self, state: AcceptState) -> list[AcceptState]:
-        """The listeners that share address and port by SO_REUSEPORT; mostly just the one.
-
-        The kernel gives a connection, and so a wake, to any member of the group: what is ready
-        belongs to all of them.
-        """
-        own = state.listener
-        return [
-            other
-            for other in self._states.values()
-            if (other.listener.workload, other.listener.host_port) == (own.workload, own.host_port)
-        ]
-
     def _consume_wake(self, state: AcceptState) -> Ready | None:
         """A wake was accepted: what did it announce? Whatever else is ready wakes anew."""
-        group = self._group(state)
+        group = self._wakes.group(state)
         for member in group:
-            self._close_wake(member)
+            self._wakes.end(member)
         found = None
         for member in group:
             if found is None:
@@ -360,45 +287,20 @@ class Acceptor:
                 self._context.loop.rearm(
                     member.retained.fileno(), member.retained_token, EPOLLIN | EPOLLONESHOT
                 )
-            self._settle_wake(member)
+            self._wakes.settle(member)
         return found
 
-    def _send_wake(self, state: AcceptState) -> None:
-        """Make the host listener readable for whoever polls it; at most one wake at a time."""
-        if any(member.wake is not None for member in self._group(state)):
-            return
-        host = state.listener.host
-        domain = socket.AF_INET6 if host.address.version == 6 else socket.AF_INET
-        sealer = self._context.keyring.wake_sealer()
-        source = Endpoint(host.address, 0)
-        record = sealer.seal(Record(WAKE_FLOW, Kind.WAKE, source), host)
-        wake = socket.socket(domain, socket.SOCK_STREAM)
-        try:
-            wake.setsockopt(socket.IPPROTO_TCP, TCP_FASTOPEN_NO_COOKIE, 1)
-            wake.bind(sockaddr.for_python(source, domain))
-            wake.sendto(record, _WAKE_FLAGS, sockaddr.for_python(host, domain))
-        except OSError as error:
-            wake.close()
-            log.warning("listener %s: wake not sent: %s", state.listener.local, error)
-            if state.retry is None:
-                state.retry = self._context.loop.call_later(0.1, lambda: self._retry_wake(state))
-            return
-        state.wake = wake
-
-    def _retry_wake(self, state: AcceptState) -> None:
-        state.retry = None
-        if self._states.get(state.listener.cookie) is state:
-            self._send_wake(state)
-
-    def _settle_wake(self, state: AcceptState) -> None:
-        if state.ready:
-            self._send_wake(state)
-
-    def _close_wake(self, state: AcceptState) -> None:
-        if state.wake is not None:
-            # With RST: a wake per plain peer must leave no TIME_WAIT behind.
-            reset(state.wake)
-            state.wake = None
+    def _serve_held(self, state: AcceptState) -> None:
+        """Nobody can be woken: give plain peers to those who are held in accept."""
+        while state.waiters:
+            ready = self._take_plain(state)
+            if ready is None:
+                return
+            waiter = state.waiters.popleft()
+            try:
+                self._deliver(state, waiter, ready)
+            except TargetGone:
+                continue
 
     # --- parked connections -------------------------------------------------------------------
 
@@ -432,7 +334,7 @@ class Acceptor:
         ready = self._examine(state, parked)
         if ready is not None:
             state.ready.append(ready)
-            self._send_wake(state)
+            self._wakes.send(state)
 
     # --- held accepts -------------------------------------------------------------------------
 

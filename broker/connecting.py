@@ -71,7 +71,8 @@ class Connector:
         domain = observed.facts.domain
         reason = self._start(call, asked.fd, domain, old, action, observed.facts.nonblocking)
         if reason:
-            self.fall_back(call, old, action.flow, action.key, reason)
+            old.close()
+            self.fall_back(call, observed.facts.cookie, action.flow, action.key, reason)
 
     def _start(
         self,
@@ -281,27 +282,22 @@ class Connector:
     # --- the way back -------------------------------------------------------------------------
 
     def fall_back(
-        self, call: PendingCall, own: socket.socket, flow: FastFlow, key: FlowKey, reason: str
+        self, call: PendingCall, cookie: int, flow: FastFlow, key: FlowKey, reason: str
     ) -> None:
-        """The program's own socket is still there: use it, if that is lawful. Takes `own`."""
-        with own:
-            if not flow.fallback_lawful:
-                self._deny(call, key, f"{flow.rule}; {reason}")
-                return
-            if own.fileno() < 0:
-                # The swap closed our duplicate and then undid itself.
-                call.proceed()
-                return
-            self._context.record(
-                call,
-                read_cookie(own),
-                direction="out",
-                local=None,
-                peer=key.destination,
-                path="fallback",
-                reason=reason,
-                rule=flow.rule,
-            )
+        """The program's own socket, of that cookie, is in its place: use it, if that is lawful."""
+        if not flow.fallback_lawful:
+            self._deny(call, key, f"{flow.rule}; {reason}")
+            return
+        self._context.record(
+            call,
+            cookie,
+            direction="out",
+            local=None,
+            peer=key.destination,
+            path="fallback",
+            reason=reason,
+            rule=flow.rule,
+        )
         call.proceed()
 
     def _deny(self, call: PendingCall, key: FlowKey, rule: str) -> None:

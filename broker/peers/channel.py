@@ -7,31 +7,42 @@ ends decide so. A channel that stood for a while is replaced by a new one: the p
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import datetime
 import logging
 import random
-import ssl
 import time
 from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from slim.broker.errors import ControlError
+from slim.broker.peers import identity, messages, streams
 from slim.broker.peers.frames import FrameError
 from slim.broker.peers.link import HELLO_LIMIT_S, Link, PeerHandler, PeerInfo
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    import socket
+    from collections.abc import Callable, Coroutine
 
-    from slim.broker.endpoints import Endpoint
-    from slim.broker.peers import messages
+    from slim.broker.endpoints import Address, Endpoint
     from slim.broker.peers.pki import HostCredentials
 
 log = logging.getLogger(__name__)
 
 BACK_OFF_FIRST_S = 0.2
 BACK_OFF_LAST_S = 30.0
-MAX_INBOUND = 1024
+MAX_LINKS = 1024
+MAX_DIALS = 4096
 SETTLED_S = 5.0
+"""How old a channel is that has proved useful, and that a second one replaces."""
+REPLACEMENT_S = 0.25
+"""How long the replacement of a young channel may take."""
+FORGET_S = 600.0
+ACCEPT_PAUSE_S = 1.0
+COMPLAIN_EVERY_S = 60.0
+MAX_COMPLAINTS = 1024
+EXPIRES_SOON = datetime.timedelta(days=14)
 
 
 @dataclass(slots=True)
@@ -43,10 +54,37 @@ class Dial:
     error: str = ""
     retry_at: float = 0.0
     back_off_s: float = BACK_OFF_FIRST_S
+    changed: float = 0.0
+    has_ended_young: bool = False
+
+    def failed(self, error: str) -> None:
+        """Not to be tried again for a while."""
+        self.changed = time.monotonic()
+        self.error = error
+        self.retry_at = self.changed + self.back_off_s * random.uniform(0.8, 1.2)
+        self.back_off_s = min(2 * self.back_off_s, BACK_OFF_LAST_S)
+
+    def ended(self, error: str, *, young: bool) -> None:
+        """Its channel ended: a peer that accepts us and then does not want us is a failure too.
+
+        The first time it may just as well be that both dialled at once.
+        """
+        if young and self.has_ended_young:
+            self.failed(error)
+        elif not young:
+            self.back_off_s = BACK_OFF_FIRST_S
+        self.has_ended_young = young
+        self.changed = time.monotonic()
+        self.error = error
+
+    def is_forgotten(self, now: float) -> bool:
+        return self.task is None and now > max(self.changed, self.retry_at) + FORGET_S
 
 
 @dataclass(frozen=True, slots=True)
 class LinkStatus:
+    """One peer; see admin.messages.PeerStatus."""
+
     host: str
     endpoint: str
     state: str
@@ -64,39 +102,46 @@ class PeerLinks:
         hello: Callable[[], messages.Hello],
         handler: PeerHandler,
     ) -> None:
-        self._credentials = credentials
+        self._own = credentials.identity
         self._hello = hello
         self._handler = handler
         # Made once: loading certificates takes longer than a handshake.
         self._client_tls = credentials.client_context()
-        self._server: asyncio.Server | None = None
+        self._server_tls = credentials.server_context()
         self._links: dict[str, Link] = {}
         self._dials: dict[Endpoint, Dial] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        self._inbound = 0
-        self.counters: Counter[str] = Counter()
+        self._strangers = streams.Strangers()
+        self._complaints: dict[object, float] = {}
+        self._kept = asyncio.Event()
+        """Set, and replaced by another, whenever there is a new link."""
+        self._listener: socket.socket | None = None
+        self._is_closed = False
+        self._counters: Counter[str] = Counter()
 
     async def start(self, listen: Endpoint) -> None:
         """Take channels at the endpoint; OSError as from bind(2)."""
-        self._server = await asyncio.start_server(
-            self._accept,
-            str(listen.address),
-            listen.port,
-            ssl=self._credentials.server_context(),
-            ssl_handshake_timeout=HELLO_LIMIT_S,
-            reuse_address=True,
-        )
+        if self._own.not_after - identity.now() < EXPIRES_SOON:
+            log.warning(
+                "the certificate of %s expires on %s: issue a new one and restart slimd",
+                self._own.host,
+                f"{self._own.not_after:%Y-%m-%d}",
+            )
+        self._listener = streams.listen(listen)
+        self._spawn(self._accept(self._listener))
 
     async def close(self) -> None:
-        if self._server is not None:
-            self._server.close()
+        """End every channel, and wait until nothing of them runs."""
+        self._is_closed = True
         for link in [*self._links.values()]:
             link.close()
-        for dial in self._dials.values():
-            if dial.task is not None:
-                dial.task.cancel()
-        for task in [*self._tasks]:
+        dialling = [dial.task for dial in self._dials.values() if dial.task is not None]
+        ending: list[asyncio.Task[None] | asyncio.Task[Link]] = [*self._tasks, *dialling]
+        for task in ending:
             task.cancel()
+        await asyncio.gather(*ending, return_exceptions=True)
+        if self._listener is not None:
+            self._listener.close()
 
     # --- use ----------------------------------------------------------------------------------
 
@@ -108,6 +153,9 @@ class PeerLinks:
         Dials if there is no channel. ControlError when there is none to be had. The caller sets
         its own time limit; the dialling goes on without it.
         """
+        if host == self._own.host:
+            # Control looks at its own workloads first: this address is none of theirs.
+            return host, messages.ResolvedUnknown(0)
         link = self._links.get(host) if host else None
         if link is None:
             link = await self._dial(endpoint)
@@ -116,9 +164,8 @@ class PeerLinks:
         try:
             return link.host, await link.ask(make)
         except ControlError:
-            # Replaced by the channel that the peer dialled meanwhile?
-            other = self._links.get(link.host)
-            if other is None or other is link:
+            other = await self._replacement(link)
+            if other is None:
                 raise
             return other.host, await other.ask(make)
 
@@ -128,89 +175,134 @@ class PeerLinks:
         return link is not None and link.send(message)
 
     def status(self) -> list[LinkStatus]:
-        """Every peer that is connected, being dialled, or failed."""
+        """Every peer that is connected, being dialled, or failed in the last ten minutes."""
         now = time.monotonic()
+        self._forget_dials(now)
         found = []
         at = {dial.host: endpoint for endpoint, dial in self._dials.items() if dial.host}
         for host, link in sorted(self._links.items()):
             endpoint = str(at[host]) if host in at else ""
             found.append(LinkStatus(host, endpoint, "connected", "", 0.0, link.rtt_ms))
         for dialled, dial in self._dials.items():
-            if dial.host not in self._links or not dial.host:
+            if dial.host not in self._links:
                 state = "connecting" if dial.task is not None else "failed"
                 wait = max(0.0, dial.retry_at - now)
                 found.append(LinkStatus(dial.host, str(dialled), state, dial.error, wait, 0.0))
         return found
 
+    @property
+    def counters(self) -> Counter[str]:
+        """Of all channels, also of those that ended."""
+        return sum((link.counters for link in self._links.values()), self._counters)
+
+    async def _replacement(self, link: Link) -> Link | None:
+        """The channel that took the place of one that ended, or is just about to."""
+        if not link.is_closed():
+            return None
+        # When both dial at once, one end may close a channel before the other end has the second.
+        patience = REPLACEMENT_S if link.age_s < SETTLED_S else 0.0
+        deadline = asyncio.get_running_loop().time() + patience
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout_at(deadline):
+                while self._links.get(link.host, link) is link:
+                    await self._kept.wait()
+        other = self._links.get(link.host)
+        return other if other is not link else None
+
     # --- dialling -----------------------------------------------------------------------------
 
     async def _dial(self, endpoint: Endpoint) -> Link:
-        dial = self._dials.setdefault(endpoint, Dial())
+        if self._is_closed:
+            raise ControlError("slimd stops")
+        dial = self._dials.get(endpoint)
+        if dial is None:
+            dial = self._new_dial(endpoint)
         link = self._links.get(dial.host)
         if link is not None:
             return link
         if dial.task is None:
             wait = dial.retry_at - time.monotonic()
             if wait > 0:
-                raise ControlError(f"{dial.error}; next try in {wait:.1f} s")
+                raise ControlError(f"channel to {endpoint}: {dial.error}; next try in {wait:.1f} s")
             dial.task = asyncio.create_task(self._open(endpoint, dial))
         return await asyncio.shield(dial.task)
+
+    def _new_dial(self, endpoint: Endpoint) -> Dial:
+        if len(self._dials) >= MAX_DIALS:
+            self._forget_dials(time.monotonic())
+        if len(self._dials) >= MAX_DIALS:
+            raise ControlError(f"{MAX_DIALS} slimds are being dialled")
+        return self._dials.setdefault(endpoint, Dial())
+
+    def _forget_dials(self, now: float) -> None:
+        for endpoint, dial in [*self._dials.items()]:
+            if dial.is_forgotten(now) and dial.host not in self._links:
+                del self._dials[endpoint]
 
     async def _open(self, endpoint: Endpoint, dial: Dial) -> Link:
         try:
             async with asyncio.timeout(2 * HELLO_LIMIT_S):
-                reader, writer = await asyncio.open_connection(
-                    str(endpoint.address),
-                    endpoint.port,
-                    ssl=self._client_tls,
-                    server_hostname="",
-                    ssl_handshake_timeout=HELLO_LIMIT_S,
-                )
-                link = Link(reader, writer, dialled=True, handler=self._handler)
-                try:
-                    await link.greet(self._hello())
-                except BaseException:
-                    link.close()
-                    raise
-        except (OSError, EOFError, ssl.SSLError, TimeoutError) as error:
-            dial.error = _text(error)
-            dial.retry_at = time.monotonic() + dial.back_off_s * random.uniform(0.8, 1.2)
-            dial.back_off_s = min(2 * dial.back_off_s, BACK_OFF_LAST_S)
-            self.counters["dials_failed"] += 1
-            log.warning("channel to %s failed: %s", endpoint, dial.error)
-            raise ControlError(f"channel to {endpoint}: {dial.error}") from None
+                stream = await streams.dial_tls(endpoint, self._client_tls)
+                link = Link(stream, dialled=True, handler=self._handler)
+                await self._greet(link)
+        except (OSError, EOFError) as error:
+            text = streams.explain(error)
+            # On demand, a peer that is down would be complained about again and again.
+            level = logging.DEBUG if text == dial.error else logging.WARNING
+            log.log(level, "channel to %s failed: %s", endpoint, text)
+            dial.failed(text)
+            self._counters["dials_failed"] += 1
+            raise ControlError(f"channel to {endpoint}: {text}") from None
         finally:
             dial.task = None
-        dial.host, dial.error, dial.back_off_s = link.host, "", BACK_OFF_FIRST_S
+        dial.host, dial.error, dial.changed = link.host, "", time.monotonic()
         if not self._keep(link):
-            link.close()
+            link.refuse()
             return self._links[link.host]
-        self._run(link)
+        self._spawn(self._serve(link, dial))
         return link
+
+    async def _greet(self, link: Link) -> None:
+        try:
+            await link.greet(self._hello())
+        except BaseException:
+            link.close()
+            raise
 
     # --- taking -------------------------------------------------------------------------------
 
-    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        link = Link(reader, writer, dialled=False, handler=self._handler)
-        if self._inbound >= MAX_INBOUND:
-            self.counters["inbound_refused"] += 1
-            link.close()
-            return
-        self._inbound += 1
+    async def _accept(self, listener: socket.socket) -> None:
+        while True:
+            try:
+                sock, address = await streams.accept(listener)
+            except OSError as error:
+                # No more files or memory: connections wait in the kernel's queue meanwhile.
+                log.error("no channel can be taken: %s", streams.explain(error))
+                await asyncio.sleep(ACCEPT_PAUSE_S)
+                continue
+            if self._strangers.is_full(address) or len(self._links) >= MAX_LINKS:
+                sock.close()
+                self._counters["inbound_refused"] += 1
+                self._complain(address, f"a channel from {address} refused: there are too many")
+                continue
+            self._spawn(self._take(sock, address))
+
+    async def _take(self, sock: socket.socket, address: Address) -> None:
         try:
-            await link.greet(self._hello())
-            if not self._keep(link):
-                return
-            await self._serve(link)
-        except (OSError, EOFError, TimeoutError) as error:
-            self.counters["inbound_failed"] += 1
-            name = writer.get_extra_info("peername")
-            log.warning("channel from %s refused: %s", name[0] if name else "?", _text(error))
-        except asyncio.CancelledError:
+            with self._strangers.counted(address):
+                async with asyncio.timeout(HELLO_LIMIT_S):
+                    stream = await streams.serve_tls(sock, self._server_tls)
+                    link = Link(stream, dialled=False, handler=self._handler)
+                    await self._greet(link)
+        except (OSError, EOFError) as error:
+            self._counters["inbound_failed"] += 1
+            text = streams.explain(error)
+            self._complain(address, f"a channel from {address} refused: {text}")
             return
-        finally:
-            self._inbound -= 1
-            link.close()
+        if not self._keep(link):
+            link.refuse()
+            return
+        await self._serve(link, None)
 
     # --- running ------------------------------------------------------------------------------
 
@@ -218,43 +310,62 @@ class PeerLinks:
         """Whether this channel is the one to keep; closes the one it replaces."""
         present = self._links.get(link.host)
         if present is not None:
-            own = self._credentials.identity.host
-            by_smaller = link.dialled == (own < link.host)
-            if not by_smaller and time.monotonic() - present.since < SETTLED_S:
+            by_smaller = link.dialled == (self._own.host < link.host)
+            if not by_smaller and present.age_s < SETTLED_S and not present.is_closed():
                 return False
             present.close()
         self._links[link.host] = link
+        self._kept.set()
+        self._kept = asyncio.Event()
         log.info("channel to %s is up", link.host)
         self._handler.connected(link.info)
         return True
 
-    def _run(self, link: Link) -> None:
-        task = asyncio.create_task(self._serve(link))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    async def _serve(self, link: Link) -> None:
+    async def _serve(self, link: Link, dial: Dial | None) -> None:
+        why = "slimd stops"
         try:
             await link.serve()
         except FrameError as error:
-            self.counters["protocol_violations"] += 1
-            log.error("channel to %s dropped: %s", link.host, error)
+            why = str(error)
+            self._counters["protocol_violations"] += 1
+            self._complain(link.host, f"channel to {link.host} dropped: {why}")
         except OSError as error:
-            log.info("channel to %s ended: %s", link.host, _text(error))
+            why = streams.explain(error)
+            log.info("channel to %s ended: %s (%s)", link.host, why, _summary(link.counters))
         finally:
+            self._counters += link.counters
             if self._links.get(link.host) is link:
                 del self._links[link.host]
+                if dial is not None:
+                    dial.ended(why, young=link.age_s < SETTLED_S)
                 self._handler.disconnected(link.info)
 
+    def _spawn(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
 
-def _text(error: BaseException) -> str:
-    if isinstance(error, TimeoutError):
-        return "timed out"
-    if isinstance(error, EOFError | asyncio.IncompleteReadError):
-        return "closed by the peer"
-    if isinstance(error, ssl.SSLError):
-        return f"TLS: {error.reason or error}"
-    return str(error) or type(error).__name__
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        error = None if task.cancelled() else task.exception()
+        if error is not None:
+            log.error("a channel failed", exc_info=error)
+
+    def _complain(self, about: object, text: str) -> None:
+        """A warning; about the same host or address not more than one in a minute."""
+        now = time.monotonic()
+        if now - self._complaints.get(about, -COMPLAIN_EVERY_S) < COMPLAIN_EVERY_S:
+            log.debug("%s", text)
+            return
+        if len(self._complaints) >= MAX_COMPLAINTS:
+            self._complaints.clear()
+        self._complaints[about] = now
+        log.warning("%s", text)
+
+
+def _summary(counters: Counter[str]) -> str:
+    asked, received = counters["questions_asked"], counters["questions_received"]
+    return f"{asked} questions asked, {received} received"
 
 
 __all__ = ["LinkStatus", "PeerHandler", "PeerInfo", "PeerLinks"]

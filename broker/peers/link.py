@@ -8,20 +8,26 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
+import ipaddress
 import itertools
 import logging
 import time
+from collections import Counter
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NoReturn, Protocol
 
-from slim.broker.endpoints import Address, from_packed16
+import msgspec
+
+from slim.broker.endpoints import from_packed16, packed16, unmapped
 from slim.broker.errors import ControlError
-from slim.broker.peers import frames, messages, pki
+from slim.broker.peers import frames, identity, messages, pki
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from slim.broker.endpoints import Network
+    from slim.broker.peers.streams import Stream
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +37,7 @@ PINGS_MISSED = 3
 MAX_OUTPUT = 4 << 20
 """Bytes that a peer may leave unread before it is dropped."""
 MAX_QUESTIONS = 1024
+MAX_ADDRESSES = 16
 READ_BYTES = 64 * 1024
 
 
@@ -46,7 +53,11 @@ class PeerInfo:
 
 
 class PeerHandler(Protocol):
-    """What control does with what peers say."""
+    """What control does with what peers say.
+
+    `connected` may come again for a host without `disconnected` before it: its channel was
+    replaced by another.
+    """
 
     async def resolve(
         self, peer: PeerInfo, message: messages.Resolve
@@ -60,118 +71,171 @@ class PeerHandler(Protocol):
 class Link:
     """An open channel; owns its stream."""
 
-    def __init__(
-        self,
-        reader: asyncio.StreamReader,
-        writer: asyncio.StreamWriter,
-        *,
-        dialled: bool,
-        handler: PeerHandler,
-    ) -> None:
-        self._reader = reader
-        self._writer = writer
+    def __init__(self, stream: Stream, *, dialled: bool, handler: PeerHandler) -> None:
+        self._reader, self._writer = stream
         self._handler = handler
         self._decoder = frames.FrameDecoder()
         self._tokens = itertools.count(1)
         self._questions: dict[int, asyncio.Future[messages.ResolveAnswer]] = {}
-        self._answering: set[asyncio.Task[None]] = set()
+        self._answering: set[asyncio.Task[messages.ResolveAnswer]] = set()
         self._unanswered_pings = 0
         self._ping_sent = 0.0
+        self._ping_token = 0
         self._backlog: list[messages.AnyPeerMessage] = []
+        self._why_ended = "closed by the peer"
+        self._warned: set[str] = set()
         self.dialled = dialled
         self.since = time.monotonic()
         self.rtt_ms = 0.0
+        self.counters: Counter[str] = Counter()
         self.info: PeerInfo
-        """Set by `greet`."""
+        self.identity: pki.HostIdentity
+        """Both set by `greet`."""
 
     # --- life ---------------------------------------------------------------------------------
 
     async def greet(self, hello: messages.Hello) -> PeerInfo:
         """Exchange Hello; ConnectionError or TimeoutError when the peer is not one of ours."""
         self.send(hello)
-        first = await asyncio.wait_for(self._next(), HELLO_LIMIT_S)
+        try:
+            async with asyncio.timeout(HELLO_LIMIT_S):
+                first = await self._next()
+        except EOFError:
+            raise ConnectionError("closed by the peer before its Hello") from None
         if not isinstance(first, messages.Hello):
             raise frames.FrameError(f"{type(first).__name__} instead of Hello")
         if first.protocol != messages.PROTOCOL:
             raise frames.FrameError(
                 f"peer speaks protocol {first.protocol}, this slimd {messages.PROTOCOL}"
             )
-        der = self._writer.get_extra_info("ssl_object").getpeercert(binary_form=True)
+        tls = self._writer.get_extra_info("ssl_object")
+        if tls.selected_alpn_protocol() != pki.ALPN:
+            raise frames.FrameError(f"peer does not speak {pki.ALPN}")
         try:
-            identity = pki.identity_from_der(der or b"")
+            self.identity = pki.identity_from_der(tls.getpeercert(binary_form=True) or b"")
         except ValueError as error:
             raise frames.FrameError(f"peer's certificate: {error}") from None
-        if identity.host != first.host:
+        if self.identity.host != first.host:
             raise frames.FrameError(
-                f"peer says it is {first.host!r}, its certificate {identity.host!r}"
+                f"peer says it is {first.host!r}, its certificate {self.identity.host!r}"
             )
-        if not 1 <= len(first.addresses) <= 16:
+        if first.host == hello.host:
+            raise frames.FrameError(f"the other end is {hello.host!r} too, as this host")
+        if not 1 <= len(first.addresses) <= MAX_ADDRESSES:
             raise frames.FrameError(f"Hello with {len(first.addresses)} addresses")
         self.info = PeerInfo(
-            identity.host, identity.networks, tuple(first.addresses), tuple(first.features)
+            first.host, self.identity.networks, tuple(first.addresses), tuple(first.features)
         )
+        self._compare_address()
         return self.info
 
-    async def serve(self) -> None:
-        """Handle messages until the channel ends; raises what ended it, if it was an error."""
+    def _compare_address(self) -> None:
+        name = self._writer.get_extra_info("peername")
+        if name is None:
+            return
+        address = unmapped(ipaddress.ip_address(name[0].partition("%")[0]))
+        if packed16(address) not in self.info.addresses:
+            log.warning(
+                "peer %s is at %s, which is not among the addresses it announces: if its host "
+                "connections come from there too, they will be refused",
+                self.host,
+                address,
+            )
+
+    async def serve(self) -> NoReturn:
+        """Handle messages until the channel ends; raises what ended it, a ConnectionError."""
         pings = asyncio.create_task(self._ping())
         try:
             while True:
                 self._handle(await self._next())
         except EOFError:
-            return
+            raise ConnectionError(self._why_ended) from None
         finally:
             pings.cancel()
             self.close()
 
     def close(self) -> None:
+        """End at once: a peer that does not read must not keep us waiting."""
+        self._fail_questions()
+        with contextlib.suppress(OSError, RuntimeError):
+            self._writer.transport.abort()
+
+    def refuse(self) -> None:
+        """End in good order, so that the peer has our Hello and knows who did not want it."""
+        self._fail_questions()
+        with contextlib.suppress(OSError, RuntimeError):
+            self._writer.close()
+
+    def _fail_questions(self) -> None:
         for question in self._questions.values():
             if not question.done():
                 question.set_exception(ControlError(f"the channel to {self.host} ended"))
         self._questions.clear()
         for task in self._answering:
             task.cancel()
-        # abort, not close: a peer that does not read must not keep us waiting.
-        with contextlib.suppress(OSError, RuntimeError):
-            self._writer.transport.abort()
 
     @property
     def host(self) -> str:
         return self.info.host if hasattr(self, "info") else "?"
 
+    @property
+    def age_s(self) -> float:
+        return time.monotonic() - self.since
+
+    def is_closed(self) -> bool:
+        return self._writer.transport.is_closing()
+
     # --- sending ------------------------------------------------------------------------------
 
     def send(self, message: messages.AnyPeerMessage) -> bool:
-        """Queue a message; a peer that lets the queue grow too long is dropped."""
-        transport = self._writer.transport
-        if transport.is_closing():
+        """Queue a message; a peer that lets the queue grow too long is dropped.
+
+        ValueError if the peer would not take the message.
+        """
+        frame = frames.encode(message)
+        if self.is_closed():
             return False
-        if transport.get_write_buffer_size() > MAX_OUTPUT:
-            log.warning("peer %s does not read; its channel is dropped", self.host)
-            transport.abort()
+        if self._writer.transport.get_write_buffer_size() > MAX_OUTPUT:
+            self._drop("it does not read")
             return False
-        self._writer.write(frames.encode(message))
+        self._writer.write(frame)
         return True
 
     async def ask(self, make: Callable[[int], messages.Resolve]) -> messages.ResolveAnswer:
-        """Send a question and wait for its answer; ControlError when the channel ends first."""
+        """Send a question and wait for its answer; ControlError when the channel ends first.
+
+        What the peer is not in charge of it is not asked, nor believed: ResolvedUnknown.
+        """
         if len(self._questions) >= MAX_QUESTIONS:
             raise ControlError(f"{MAX_QUESTIONS} questions to {self.host} are open")
         token = next(self._tokens)
         asked = make(token)
+        if not self._speaks_for(asked.destination):
+            self._warn(
+                "asked",
+                f"its certificate does not name {from_packed16(asked.destination)}, so it is not "
+                "asked about it",
+            )
+            return messages.ResolvedUnknown(token)
         future: asyncio.Future[messages.ResolveAnswer] = asyncio.get_running_loop().create_future()
         self._questions[token] = future
         try:
             if not self.send(asked):
                 raise ControlError(f"the channel to {self.host} is closed")
+            self.counters["questions_asked"] += 1
             answer = await future
+        except ValueError as error:
+            raise ControlError(f"not to be asked of {self.host}: {error}") from None
         finally:
             self._questions.pop(token, None)
-        if not self._speaks_for(asked.destination):
-            log.warning(
-                "peer %s answers for %s, which its certificate does not name",
-                self.host,
-                from_packed16(asked.destination),
+        if (
+            isinstance(answer, messages.ResolvedFast)
+            and answer.host_address not in self.info.addresses
+        ):
+            self._warn(
+                "answered",
+                f"it did not announce the address {from_packed16(answer.host_address)} that it "
+                "answers with",
             )
             return messages.ResolvedUnknown(token)
         return answer
@@ -206,8 +270,9 @@ class Link:
             case messages.Ping():
                 self.send(messages.Pong(message.token))
             case messages.Pong():
-                self._unanswered_pings = 0
-                self.rtt_ms = (time.monotonic() - self._ping_sent) * 1000
+                if message.token == self._ping_token:
+                    self._unanswered_pings = 0
+                    self.rtt_ms = (time.monotonic() - self._ping_sent) * 1000
             case messages.Hello():
                 raise frames.FrameError("a second Hello")
 
@@ -217,27 +282,66 @@ class Link:
                 f"question from {from_packed16(message.source)}, which the certificate of "
                 f"{self.host} does not name"
             )
+        self.counters["questions_received"] += 1
         if len(self._answering) >= MAX_QUESTIONS:
-            raise frames.FrameError(f"more than {MAX_QUESTIONS} open questions")
-
-        async def answer() -> None:
-            self.send(await self._handler.resolve(self.info, message))
-
-        task = asyncio.create_task(answer())
+            # An honest peer may get here: it gives questions up that we still work on.
+            self.counters["questions_refused"] += 1
+            self.send(messages.ResolvedUnknown(message.token))
+            return
+        task = asyncio.create_task(self._handler.resolve(self.info, message))
         self._answering.add(task)
-        task.add_done_callback(self._answering.discard)
+        task.add_done_callback(functools.partial(self._answered, message.token))
+
+    def _answered(self, token: int, task: asyncio.Task[messages.ResolveAnswer]) -> None:
+        self._answering.discard(task)
+        if task.cancelled():
+            return
+        error = task.exception()
+        if error is None:
+            try:
+                self.send(_presentable(task.result()))
+            except ValueError as unfit:
+                error = unfit
+        if error is not None:
+            log.error("a question of %s has no answer", self.host, exc_info=error)
+            self.send(messages.ResolvedUnknown(token))
 
     def _speaks_for(self, packed: bytes) -> bool:
-        address: Address = from_packed16(packed)
-        return any(address in network for network in self.info.networks)
+        return self.identity.speaks_for(from_packed16(packed))
+
+    # --- watching -----------------------------------------------------------------------------
 
     async def _ping(self) -> None:
-        for token in itertools.count(1):
-            self._ping_sent = time.monotonic()
-            if self._unanswered_pings >= PINGS_MISSED:
-                log.warning("peer %s is silent; its channel is dropped", self.host)
-                self._writer.transport.abort()
+        while self._unanswered_pings < PINGS_MISSED:
+            if identity.now() >= self.identity.not_after:
+                self._drop("its certificate expired")
                 return
             self._unanswered_pings += 1
-            self.send(messages.Ping(token))
+            self._ping_token += 1
+            self._ping_sent = time.monotonic()
+            self.send(messages.Ping(self._ping_token))
             await asyncio.sleep(PING_EVERY_S)
+        self._drop(f"it left {PINGS_MISSED} pings unanswered")
+
+    def _drop(self, why: str) -> None:
+        self._why_ended = why
+        log.warning("the channel to %s is dropped: %s", self.host, why)
+        self._writer.transport.abort()
+
+    def _warn(self, kind: str, text: str) -> None:
+        """Say it once for each channel: a peer decides how often it happens."""
+        self.counters["answers_not_believed"] += 1
+        if kind not in self._warned:
+            self._warned.add(kind)
+            log.warning("peer %s: %s", self.host, text)
+
+
+def _presentable(answer: messages.ResolveAnswer) -> messages.ResolveAnswer:
+    """The answer with what people will read of it in a form that the peer takes."""
+    match answer:
+        case messages.ResolvedFast() | messages.ResolvedDenied():
+            return msgspec.structs.replace(answer, rule=frames.presentable(answer.rule))
+        case messages.ResolvedOverlay():
+            return msgspec.structs.replace(answer, reason=frames.presentable(answer.reason))
+        case messages.ResolvedUnknown():
+            return answer

@@ -83,21 +83,25 @@ def _run_scenario(
     bed: Testbed, scenario: Scenario, options: argparse.Namespace, console: Console
 ) -> Results:
     fewest, most = options.rounds
-    with Rounds(bed, scenario, seconds=options.seconds) as rounds:
+    with Rounds(bed, scenario, seconds=options.seconds, passes=options.passes) as rounds:
         results = rounds.results
         for contender in rounds.warm_up():
             console.print(f"{scenario.title}: warming up {contender}", markup=False)
         while results.rounds < fewest or (results.rounds < most and not results.is_settled()):
-            shown = [
-                f"{contender} {format_rate(sample.rate)}"
-                for contender, sample in rounds.run_round()
-            ]
-            ratio = format_estimate(results.rate_ratio(Contender.SLIM, Contender.HOST))
-            line = f"{scenario.title}: round {results.rounds}: {', '.join(shown)}"
-            console.print(
-                f"{line}; slim/host {ratio}", markup=False, highlight=False, soft_wrap=True
-            )
+            for _ in rounds.run_round():
+                pass
+            console.print(_describe_round(results), markup=False, highlight=False, soft_wrap=True)
     return results
+
+
+def _describe_round(results: Results) -> str:
+    rates = [
+        f"{contender} {format_rate(samples[-1].rate)}"
+        for contender, samples in results.samples.items()
+    ]
+    ratio = format_estimate(results.rate_ratio(Contender.SLIM, Contender.HOST))
+    title = results.scenario.title
+    return f"{title}: round {results.rounds}: {', '.join(rates)}; slim / host so far {ratio}"
 
 
 def _judge_all(everything: list[Results], console: Console) -> int:
@@ -142,6 +146,12 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     )
     add("--seconds", type=_count, default=2, help="length of one load (default: %(default)s)")
     add(
+        "--passes",
+        type=_count,
+        default=2,
+        help="how often each round measures each contender (default: %(default)s)",
+    )
+    add(
         "--rounds",
         type=_rounds,
         default=(FEWEST_ROUNDS, MOST_ROUNDS),
@@ -159,7 +169,8 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     options.scenario = options.scenario or names
     options.contender = options.contender or list(Contender)
     if options.quick:
-        options.seconds, options.rounds = 1, (QUICK_ROUNDS, QUICK_ROUNDS)
+        options.seconds, options.passes = 1, 1
+        options.rounds = QUICK_ROUNDS, QUICK_ROUNDS
     return options
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Self
 
 from lab.commands import find_missing
 from lab.hosts import uninterrupted
-from lab.measuring import Conditions, Sample, measure
+from lab.measuring import Conditions, Sample, average, measure
 from lab.places import Contender
 from lab.proof import collect_proof
 
@@ -38,9 +38,10 @@ class Rounds:
     A contender that fails is dropped, with its reason in `results.absent`; the others go on.
     """
 
-    def __init__(self, bed: Testbed, scenario: Scenario, *, seconds: int) -> None:
+    def __init__(self, bed: Testbed, scenario: Scenario, *, seconds: int, passes: int = 1) -> None:
         self.results = Results(scenario=scenario, seconds=seconds, absent=dict(bed.absent))
         self._bed = bed
+        self._passes = passes
         self._program = scenario.program
         self._cores = os.sched_getaffinity(0)
         self._core = min(self._cores) if scenario.pinned else None
@@ -86,24 +87,33 @@ class Rounds:
                     self._measure(contender, self._program, WARM_UP_S)
 
     def run_round(self) -> Iterator[tuple[Contender, Sample]]:
-        """Measure every contender once, in an order that turns from round to round.
+        """Measure every contender once in each pass, and count the average.
 
-        The samples count when the last of them was taken.
+        The order turns from round to round, and every second pass goes backwards, so that what
+        changes slowly hits all alike. The samples count when the last of them was taken.
         """
         order = deque(self._servers)
         order.rotate(-self.results.rounds)
-        samples: dict[Contender, Sample] = {}
-        for contender in order:
-            with self._excusing(contender):
-                sample = self._measure(contender, self._program, self.results.seconds)
-                samples[contender] = sample
-                yield contender, sample
-        if not samples:
+        samples: dict[Contender, list[Sample]] = {}
+        for number in range(self._passes):
+            for contender in [*reversed(order)] if number % 2 else [*order]:
+                if contender not in self._servers:
+                    continue
+                with self._excusing(contender):
+                    sample = self._measure(contender, self._program, self.results.seconds)
+                    samples.setdefault(contender, []).append(sample)
+                    yield contender, sample
+        complete = {
+            contender: average(taken)
+            for contender, taken in samples.items()
+            if contender in self._servers
+        }
+        if not complete:
             raise SlimError(
                 f"{self._program.name}: no contender can run: "
                 + "; ".join(f"{name}: {reason}" for name, reason in self.results.absent.items())
             )
-        self.results.add_round(samples)
+        self.results.add_round(complete)
 
     @contextlib.contextmanager
     def _excusing(self, contender: Contender) -> Iterator[None]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
+from statistics import fmean
 from typing import TYPE_CHECKING
 
 from lab.accounting import CpuUse, between, take_snapshot
@@ -15,7 +16,7 @@ from lab.processes import Process
 from slim.broker.errors import SlimError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from lab.loads import Load
@@ -44,6 +45,27 @@ class Sample:
     def parts_us_per_operation(self) -> dict[str, float]:
         """Microseconds by part of the experiment."""
         return {name: use / self.rate * 1e6 for name, use in self.cpu.parts.items()}
+
+
+def average(samples: Sequence[Sample]) -> Sample:
+    """One sample out of several of the same load; not empty."""
+    return Sample(
+        rate=fmean(sample.rate for sample in samples),
+        cpu=CpuUse(
+            seconds=sum(sample.cpu.seconds for sample in samples),
+            machine=fmean(sample.cpu.machine for sample in samples),
+            softirq=fmean(sample.cpu.softirq for sample in samples),
+            steal=fmean(sample.cpu.steal for sample in samples),
+            parts=_average_values([sample.cpu.parts for sample in samples]),
+        ),
+        extra=_average_values([sample.extra for sample in samples]),
+    )
+
+
+def _average_values(mappings: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """By name, over those that have it."""
+    names = {name: None for mapping in mappings for name in mapping}
+    return {name: fmean(mapping[name] for mapping in mappings if name in mapping) for name in names}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -71,7 +71,7 @@ def test_a_brokered_client_reaches_a_plain_server(
     seen = connection.result()
     assert seen["peer"] == seen["client_name"]
     row = hosts.row("a", seen["client_name"])
-    assert (row.path, row.reason) == ("fallback", "no-discovery")
+    assert (row.path, row.reason) == ("fallback", "not-brokered")
     connection.stop()
 
 

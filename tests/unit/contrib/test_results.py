@@ -11,7 +11,7 @@ from bench.results import Results
 from bench.scenario import Bar, Scenario
 from bench.statistics import Verdict
 from lab.accounting import CpuUse, Snapshot, between
-from lab.measuring import Sample
+from lab.measuring import Sample, average
 from lab.places import Contender
 from lab.proof import count_paths
 from lab.slimd import ConnectionRow
@@ -114,6 +114,16 @@ def test_cpu_use_is_counted_per_second_of_the_window(monkeypatch: pytest.MonkeyP
     assert use.machine == pytest.approx(2 - 1.5 / 2)
     assert use.softirq == pytest.approx(0.25)
     assert use.parts == {"server": pytest.approx(0.5), "load": pytest.approx(0.25)}
+
+
+def test_average_of_samples_is_taken_by_name() -> None:
+    one, other = make_sample(100, machine=1.0), make_sample(300, machine=2.0)
+    merged = average([one, other])
+    assert merged.rate == 200
+    assert merged.cpu.machine == 1.5
+    assert merged.cpu.seconds == 2.0
+    assert merged.cpu.parts == {"server": 0.5}
+    assert merged.extra == {"connect_p50_us": 30.0}
 
 
 def make_row(direction: str, path: str, reason: str = "") -> ConnectionRow:

@@ -1,0 +1,69 @@
+"""What waits on one listener: connections that are ready or half-way, and programs that are held."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import socket
+
+    from slim.broker.calls import Accept
+    from slim.broker.endpoints import Endpoint
+    from slim.broker.kernel.epoll import Epoll
+    from slim.broker.listeners import ListenerRecord
+    from slim.broker.loop import Timer
+    from slim.broker.supervisor import PendingCall
+
+
+@dataclass(slots=True, eq=False)
+class Ready:
+    """A connection that may be given to the program. Owns `sock`."""
+
+    sock: socket.socket
+    peer: Endpoint
+    """What the program is told."""
+    local: Endpoint
+    path: str
+    reason: str
+    rule: str
+    peer_host: str
+    host_peer: Endpoint | None
+
+
+@dataclass(slots=True, eq=False)
+class Parked:
+    """A host connection whose record is incomplete. Owns `sock`."""
+
+    sock: socket.socket
+    address: Endpoint
+    received: bytes
+    token: int = 0
+    timer: Timer | None = None
+
+
+@dataclass(slots=True, eq=False)
+class Waiter:
+    """A blocking accept that is held."""
+
+    call: PendingCall
+    asked: Accept
+    timer: Timer | None = None
+
+
+@dataclass(slots=True, eq=False)
+class AcceptState:
+    """Everything that waits on one listener. Owns the retained overlay listener, if any."""
+
+    listener: ListenerRecord
+    retained: socket.socket | None
+    retained_token: int = 0
+    ready: deque[Ready] = field(default_factory=deque)
+    parked: list[Parked] = field(default_factory=list)
+    waiters: deque[Waiter] = field(default_factory=deque)
+    watch: Epoll | None = None
+    """Exists while somebody is held: registers the program's listener without an fd of ours."""
+    watch_token: int = 0
+    wake: socket.socket | None = None
+    retry: Timer | None = None

@@ -1,0 +1,152 @@
+"""Decoding trapped calls, with a target whose memory is a dict."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import struct
+
+import pytest
+
+from slim.broker import calls
+from slim.broker.endpoints import Endpoint
+from slim.broker.errors import SyscallError
+from slim.broker.kernel import sockaddr
+from slim.broker.kernel.seccomp_notify import Notification
+
+TID = 4321
+POINTER = 0x7F0000001000
+WIDE = 1 << 32
+NUMBERS = calls._NUMBERS[os.uname().machine]
+ARCH = calls.AUDIT_ARCH[os.uname().machine]
+
+
+class Memory:
+    """What process_vm_readv reads; notes every read."""
+
+    def __init__(self) -> None:
+        self.at: dict[int, bytes] = {}
+        self.reads: list[tuple[int, int, int]] = []
+
+    def read(self, tid: int, address: int, length: int) -> bytes:
+        self.reads.append((tid, address, length))
+        data = self.at.get(address)
+        if data is None or len(data) < length:
+            raise SyscallError("process_vm_readv", errno.EFAULT)
+        return data[:length]
+
+
+@pytest.fixture
+def memory(monkeypatch: pytest.MonkeyPatch) -> Memory:
+    memory = Memory()
+    monkeypatch.setattr(calls, "process_vm_readv", memory.read)
+    return memory
+
+
+def decode(name: str, *args: int, arch: int = ARCH) -> calls.SocketCall | None:
+    a, b, c, d, e, f = (*args, *[0] * (6 - len(args)))
+    return calls.decode(Notification(1, TID, NUMBERS[name], arch, (a, b, c, d, e, f)))
+
+
+@pytest.mark.parametrize(
+    ("text", "family"),
+    [
+        ("10.1.0.2:80", socket.AF_INET),
+        ("[fd00::2]:80", socket.AF_INET6),
+        ("10.1.0.2:80", socket.AF_INET6),
+    ],
+    ids=["ipv4", "ipv6", "mapped"],
+)
+def test_connect_reads_the_destination_once(memory: Memory, text: str, family: int) -> None:
+    endpoint = Endpoint.parse(text)
+    memory.at[POINTER] = raw = sockaddr.encode(endpoint, family)
+    assert decode("connect", 7, POINTER, len(raw)) == calls.Connect(7, family, endpoint)
+    assert memory.reads == [(TID, POINTER, len(raw))]
+
+
+def test_connect_to_a_path_has_no_destination(memory: Memory) -> None:
+    memory.at[POINTER] = raw = struct.pack("=H", socket.AF_UNIX) + b"/run/x\0"
+    assert decode("connect", 7, POINTER, len(raw)) == calls.Connect(7, socket.AF_UNIX, None)
+
+
+def test_connect_to_nothing_asks_to_disconnect(memory: Memory) -> None:
+    memory.at[POINTER] = bytes(16)
+    assert decode("connect", 7, POINTER, 2) == calls.Connect(7, socket.AF_UNSPEC, None)
+
+
+@pytest.mark.parametrize("length", [0, 1, 129, 1 << 31, 0xFFFFFFFF, WIDE, WIDE | 1])
+def test_impossible_lengths_read_no_memory(memory: Memory, length: int) -> None:
+    assert decode("connect", 7, POINTER, length) == calls.Connect(7, -1, None)
+    assert memory.reads == []
+
+
+def test_the_longest_address_is_read_whole(memory: Memory) -> None:
+    memory.at[POINTER] = bytes(200)
+    decode("connect", 7, POINTER, 128)
+    assert memory.reads == [(TID, POINTER, 128)]
+
+
+def test_a_length_is_an_int_whatever_the_upper_bits_say(memory: Memory) -> None:
+    endpoint = Endpoint.parse("10.1.0.2:80")
+    memory.at[POINTER] = sockaddr.encode(endpoint, socket.AF_INET)
+    assert decode("connect", 7, POINTER, WIDE | 16) == calls.Connect(7, socket.AF_INET, endpoint)
+
+
+def test_a_bad_pointer_raises_efault(memory: Memory) -> None:
+    with pytest.raises(OSError) as caught:
+        decode("connect", 7, POINTER, 16)
+    assert caught.value.errno == errno.EFAULT
+    with pytest.raises(OSError):
+        decode("bind", 7, POINTER, 16)
+
+
+@pytest.mark.parametrize(
+    ("passed", "fd"), [(7, 7), (WIDE | 7, 7), (0xFFFFFFFF, -1), ((1 << 64) - 1, -1)]
+)
+def test_fds_are_ints(memory: Memory, passed: int, fd: int) -> None:
+    assert decode("listen", passed, 5) == calls.Listen(fd, 5)
+    assert memory.reads == []
+
+
+def test_bind_reads_the_address(memory: Memory) -> None:
+    memory.at[POINTER] = sockaddr.encode(Endpoint.parse("0.0.0.0:80"), socket.AF_INET)
+    assert decode("bind", 7, POINTER, 16) == calls.Bind(7, Endpoint.parse("0.0.0.0:80"))
+
+
+def test_calls_without_an_address_of_their_own_read_nothing(memory: Memory) -> None:
+    backlog = (1 << 32) - 1
+    assert decode("listen", 7, backlog) == calls.Listen(7, -1)
+    assert decode("accept", 7, 1, 2, 99) == calls.Accept(7, 1, 2, 0)
+    flags = socket.SOCK_NONBLOCK
+    assert decode("accept4", 7, 1, 2, flags) == calls.Accept(7, 1, 2, flags)
+    assert decode("getsockname", 7, 1, 2) == calls.GetName(7, 1, 2, peer=False)
+    assert decode("getpeername", 7, 1, 2) == calls.GetName(7, 1, 2, peer=True)
+    assert decode("setsockopt", 7, 6, 13) == calls.SetOption(7)
+    for name in ("sendto", "sendmsg", "sendmmsg"):
+        assert decode(name, 7, 1, 2) == calls.FastOpenSend(7)
+    assert memory.reads == []
+
+
+def test_epoll_create1_passes_its_flags_on() -> None:
+    assert decode("epoll_create1", os.O_CLOEXEC) == calls.CreateEpoll(os.O_CLOEXEC)
+
+
+@pytest.mark.skipif("epoll_create" not in NUMBERS, reason="this architecture has none")
+@pytest.mark.parametrize(
+    ("size", "flags"), [(1, 0), (1024, 0), (0, -1), (0xFFFFFFFF, -1), (WIDE, -1)]
+)
+def test_epoll_create_wants_a_positive_size(size: int, flags: int) -> None:
+    assert decode("epoll_create", size) == calls.CreateEpoll(flags)
+
+
+def test_other_architectures_and_other_calls_are_not_decoded(memory: Memory) -> None:
+    assert decode("connect", 7, POINTER, 16, arch=0x40000003) is None
+    assert calls.decode(Notification(1, TID, 0x7FFF, ARCH, (7, POINTER, 16, 0, 0, 0))) is None
+    assert memory.reads == []
+
+
+def test_every_known_number_is_decoded() -> None:
+    for names in calls._NUMBERS.values():
+        assert set(names) <= set(calls._BY_NAME)
+        assert len(set(names.values())) == len(names)
