@@ -1,4 +1,4 @@
-"""What waits on one listener: connections that are ready or half-way, and programs that are held."""
+"""What waits on one listener: connections that are ready or half-way, programs that are held."""
 
 from __future__ import annotations
 

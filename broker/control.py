@@ -12,7 +12,6 @@ import contextlib
 import errno
 import logging
 import os
-import subprocess
 import sys
 import time
 from collections import Counter
@@ -24,23 +23,27 @@ from slim.broker import reporting
 from slim.broker.admin import messages as admin
 from slim.broker.admin.server import AdminServer
 from slim.broker.admission_keys import AdmissionKeys
+from slim.broker.containers import Containers
 from slim.broker.control_links import KeeperClient, TrapsServer
 from slim.broker.discovery_lending import Lending
 from slim.broker.endpoints import Endpoint, from_packed16, packed16
 from slim.broker.errors import ConfigError, ControlError
 from slim.broker.inbound import Inbound
+from slim.broker.keeper_start import connect_keeper
 from slim.broker.kernel.namespaces import netns_cookie_of
 from slim.broker.kernel.seccomp_filter import build_filter
 from slim.broker.local import messages
 from slim.broker.paths import HostPaths
+from slim.broker.peering import Peering
 from slim.broker.peers import messages as peer_messages
 from slim.broker.peers.channel import PeerLinks
 from slim.broker.peers.pki import load_host_credentials
 from slim.broker.plugin_manager import Plugins
 from slim.broker.plugin_settings import PluginSettings
-from slim.broker.registry import Registry, Workload
+from slim.broker.registry import Registry
 from slim.broker.resolver import Resolver
 from slim.broker.run_server import RunServer
+from slim.broker.survey import Survey
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
@@ -48,14 +51,11 @@ if TYPE_CHECKING:
     from slim.broker.config import BrokerConfig
     from slim.broker.discovery import DiscoveryBackend
     from slim.broker.endpoints import Address
-    from slim.broker.peers.link import PeerInfo
 
 log = logging.getLogger(__name__)
 
 ENCRYPTION = "aesgcm"
-KEEPER_START_LIMIT_S = 5.0
 TRAPS_START_LIMIT_S = 10.0
-SWEEP_EVERY_S = 2.0
 _encode = msgspec.msgpack.encode
 
 
@@ -69,7 +69,6 @@ class Control:
         self._release = False
         self.counters: Counter[str] = Counter()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._records: reporting.Records | None = None
         self._plugins = Plugins(block=config.plugins.block, load=config.plugins.load)
         self._plugins.configure(
             PluginSettings(
@@ -97,6 +96,9 @@ class Control:
         self._traps: TrapsServer
         self._keys: AdmissionKeys
         self._inbound: Inbound
+        self._peering: Peering
+        self._containers: Containers
+        self._survey: Survey
         self._links: PeerLinks | None = None
         self._resolver: Resolver
         self._run_server: RunServer
@@ -122,7 +124,7 @@ class Control:
         if config.guard != "portable":
             raise ConfigError(f"{config.path}: guard: {config.guard!r} is not in this version")
         program = build_filter(config.guard)
-        self._keeper = await self._connect_keeper()
+        self._keeper = await connect_keeper(run_dir, self._process_options(), self._on_keeper_end)
         undo.push_async_callback(self._end_processes)
         held, _ = await self._keeper.fetch("")
         self._traps = TrapsServer(str(run_dir / "traps.sock"), self._on_traps, self._on_traps_hello)
@@ -131,8 +133,11 @@ class Control:
         self._keys = AdmissionKeys(self._traps, lifetime_s=lifetime)
         undo.callback(self._keys.close)
         self._inbound = Inbound(self._registry, self._plugins, self._traps, lifetime_s=lifetime)
+        self._peering = Peering(
+            self._host, config.host.addresses, self._traps, self._keys, self._inbound
+        )
         if self._credentials is not None and config.peers is not None:
-            self._links = PeerLinks(self._credentials, self._hello, self)
+            self._links = PeerLinks(self._credentials, self._peering.hello, self._peering)
             undo.push_async_callback(self._links.close)
         self._resolver = Resolver(
             self._registry,
@@ -143,25 +148,34 @@ class Control:
             host=self._host,
             deny_errno=config.policy.errno,
         )
-        await self._restore(held)
+        if self._links is not None:
+            self._peering.use(self._links, self._resolver)
+        self._containers = Containers(
+            self._registry, self._keeper, self._traps, self._inbound, self._invalidate
+        )
+        await self._containers.restore(held)
         await self._start_traps()
         self._start_discovery()
         undo.callback(self._close_backends)
         self._keys.start(
-            self._host, [packed16(a) for a in config.host.addresses], self._take_own_key
+            self._host,
+            [packed16(address) for address in config.host.addresses],
+            self._peering.take_own_key,
         )
         await self._keys.ensure(self._host)
         if self._links is not None and config.peers is not None:
             await self._listen_for_peers(config.peers.listen)
         host_netns = _own_netns()
         self._run_server = RunServer(
-            str(run_dir / "run.sock"), program, host_netns, config.slim_run, self
+            str(run_dir / "run.sock"), program, host_netns, config.slim_run, self._containers
         )
         undo.callback(self._run_server.close)
+        self._survey = Survey(self._registry, self._keeper, self._traps)
+        undo.callback(self._survey.close)
         self._admin = AdminServer(self)
         await self._admin.start(run_dir / "admin.sock")
         undo.push_async_callback(self._admin.close)
-        sweep = asyncio.create_task(self._sweep())
+        sweep = asyncio.create_task(self._survey.sweep())
         undo.callback(sweep.cancel)
 
     async def _listen_for_peers(self, endpoint: Endpoint) -> None:
@@ -183,33 +197,6 @@ class Control:
         self._keeper.close()
 
     # --- keeper and traps ---------------------------------------------------------------------
-
-    async def _connect_keeper(self) -> KeeperClient:
-        path = str(self._config.run_dir / "keeper.sock")
-        try:
-            return KeeperClient(path, self._on_keeper_end)
-        except OSError:
-            pass
-        await asyncio.to_thread(self._spawn_keeper)
-        deadline = time.monotonic() + KEEPER_START_LIMIT_S
-        while True:
-            try:
-                return KeeperClient(path, self._on_keeper_end)
-            except OSError as error:
-                if time.monotonic() > deadline:
-                    raise ControlError(
-                        f"the keeper does not answer at {path}: {error}",
-                        hint="its messages are in the log above",
-                    ) from None
-            await asyncio.sleep(0.01)
-
-    def _spawn_keeper(self) -> None:
-        # A session of its own: what ends slimd's terminal or process group must not end it.
-        subprocess.Popen(
-            [sys.executable, "-m", "slim.broker.keeper", *self._process_options()],
-            stdin=subprocess.DEVNULL,
-            start_new_session=True,
-        )
 
     def _process_options(self) -> list[str]:
         log_config = self._config.log
@@ -253,27 +240,6 @@ class Control:
             workload.listeners.clear()
         self.counters["traps_connected"] += 1
 
-    async def _restore(self, held: list[tuple[str, bytes, list[int]]]) -> None:
-        """Take over what a predecessor left with the keeper."""
-        containers: list[messages.ContainerState] = []
-        for name, meta, fds in held:
-            if name.startswith("workload/") and fds:
-                state = msgspec.msgpack.decode(meta, type=messages.WorkloadState)
-                self._registry.add(state, fds.pop())
-            elif name.startswith("container/"):
-                containers.append(msgspec.msgpack.decode(meta, type=messages.ContainerState))
-            for fd in fds:
-                os.close(fd)
-        for container in containers:
-            workload = self._registry.workloads.get(container.workload)
-            if workload is not None:
-                workload.containers[container.container] = container
-        for workload in self._registry:
-            if not workload.containers:
-                await self._forget_workload(workload)
-        if containers:
-            log.info("took over %d containers", len(containers))
-
     def _on_traps(self, message: messages.ToControl) -> None:
         match message:
             case messages.LookUp():
@@ -286,7 +252,7 @@ class Control:
                 if listener is not None:
                     self._on_listener(message.workload, listener.port, None)
             case messages.ContainerGone():
-                self._spawn(self._container_gone(message.container))
+                self._spawn(self._containers.gone(message.container))
             case messages.PathFailed():
                 endpoint = Endpoint(from_packed16(message.host_address), message.host_port)
                 code = errno.errorcode.get(message.errno, str(message.errno))
@@ -325,140 +291,6 @@ class Control:
             self.counters["internal_errors"] += 1
             log.error("a task failed", exc_info=task.exception())
 
-    # --- containers (run_server.Containers) ---------------------------------------------------
-
-    async def prepare_namespace(self, overlay: str, address: str | None) -> tuple[str, int]:
-        from slim.broker.overlay.namespaces import prepare
-
-        return await asyncio.to_thread(prepare, overlay, address)
-
-    async def discard_namespace(self, name: str) -> None:
-        from slim.broker.overlay.namespaces import discard
-
-        await asyncio.to_thread(discard, name)
-
-    async def register(
-        self, claim: messages.Register, container: messages.ContainerState, fds: list[int]
-    ) -> None:
-        netns_fd, listener = fds
-        cookie = container.workload
-        workload = self._registry.workloads.get(cookie)
-        is_new = workload is None
-        if workload is None:
-            state = self._registry.describe_namespace(
-                cookie,
-                netns_fd,
-                name=claim.workload,
-                namespace=claim.namespace,
-                labels=claim.labels,
-                overlay=claim.overlay,
-                fail_mode=claim.fail_mode,
-                prepared=claim.prepared,
-            )
-            workload = self._registry.add(state, os.dup(netns_fd))
-        else:
-            self._registry.check_same(workload.state, claim.workload, claim.namespace, claim.labels)
-            # Addresses may have come or gone since the first container.
-            is_new = self._registry.refresh_addresses(workload)
-        # Reserved now: another conversation must not remove the workload while we wait.
-        workload.containers[container.container] = container
-        name = f"container/{container.container}"
-        try:
-            if is_new:
-                await self._keeper.store(
-                    f"workload/{cookie}", _encode(workload.state), (workload.netns_fd,)
-                )
-            known = workload.state
-            await self._traps.request(
-                lambda token: messages.AttachWorkload(token, known), (workload.netns_fd,)
-            )
-            await self._keeper.store(name, _encode(container), (listener,))
-            await self._traps.request(
-                lambda token: messages.AttachContainer(token, container), (listener,)
-            )
-        except ControlError:
-            with contextlib.suppress(ControlError):
-                await self._keeper.drop(name)
-            await self._container_gone(container.container)
-            raise
-        if is_new:
-            for backend in self._backends:
-                backend.workload_added(cookie, tuple(workload.addresses))
-        self.counters["containers_started"] += 1
-        log.info(
-            "container %s: workload %s, pid %d", container.container, known.name, container.pid
-        )
-
-    async def _container_gone(self, name: str) -> None:
-        workload = self._registry.by_container(name)
-        if workload is None:
-            return
-        del workload.containers[name]
-        log.info("container %s of workload %s ended", name, workload.state.name)
-        if not workload.containers:
-            await self._forget_workload(workload)
-
-    async def _forget_workload(self, workload: Workload) -> None:
-        cookie = workload.state.cookie
-        for backend in self._backends:
-            backend.workload_removed(cookie)
-        self._invalidate(self._inbound.take_all_askers(cookie), 0)
-        self._inbound.forget_workload(cookie)
-        self._traps.send(messages.DetachWorkload(cookie))
-        self._registry.remove(workload)
-        with contextlib.suppress(ControlError):
-            await self._keeper.drop(f"workload/{cookie}")
-        if workload.state.prepared is not None:
-            await self.discard_namespace(workload.state.prepared)
-
-    # --- peers (peers.link.PeerHandler) -------------------------------------------------------
-
-    def _hello(self) -> peer_messages.Hello:
-        return peer_messages.Hello(
-            peer_messages.PROTOCOL,
-            self._host,
-            [packed16(address) for address in self._config.host.addresses],
-            ["preamble"],
-        )
-
-    async def resolve(
-        self, peer: PeerInfo, message: peer_messages.Resolve
-    ) -> peer_messages.ResolveAnswer:
-        self.counters["resolves_answered"] += 1
-        await self._keys.ensure(peer.host)
-        return await self._inbound.answer(peer.host, message)
-
-    def key(self, peer: PeerInfo, message: peer_messages.Key) -> None:
-        self._traps.send(
-            messages.SealingKey(
-                peer.host, message.key_id, message.key, message.seal_ms, message.accept_ms
-            )
-        )
-
-    def invalidate(self, peer: PeerInfo, message: peer_messages.Invalidate) -> None:
-        address = from_packed16(message.destination)
-        if not any(address in network for network in peer.networks):
-            log.warning("peer %s invalidates %s, which is not its own", peer.host, address)
-            return
-        self._resolver.forget(address)
-        self._traps.send(messages.DropFlows(message.destination, message.port))
-
-    def connected(self, peer: PeerInfo) -> None:
-        host = peer.host
-
-        def deliver(key: peer_messages.Key) -> bool:
-            return self._links is not None and self._links.send(host, key)
-
-        self._keys.start(host, list(peer.addresses), deliver)
-
-    def disconnected(self, peer: PeerInfo) -> None:
-        self._keys.stop(peer.host)
-
-    def _take_own_key(self, key: peer_messages.Key) -> bool:
-        return self._traps.send(
-            messages.SealingKey(self._host, key.key_id, key.key, key.seal_ms, key.accept_ms)
-        )
-
     # --- discovery ----------------------------------------------------------------------------
 
     def _start_discovery(self) -> None:
@@ -487,55 +319,29 @@ class Control:
         for unused in found.values():
             unused.close()
         self._resolver.backends = self._backends
-        for workload in self._registry:
-            for backend in self._backends:
-                backend.workload_added(workload.state.cookie, tuple(workload.addresses))
+        self._containers.announce_to(self._backends)
 
     def _close_backends(self) -> None:
         for backend in self._backends:
             backend.close()
 
-    # --- records ------------------------------------------------------------------------------
-
-    async def _sweep(self) -> None:
-        """Tell traps which connections are over."""
-        gone = reporting.Gone()
-        while True:
-            await asyncio.sleep(SWEEP_EVERY_S)
-            snapshot = await self._snapshot()
-            if snapshot is None:
-                continue
-            cookies = gone.find(snapshot)
-            for start in range(0, len(cookies), 4096):
-                self._traps.send(messages.ForgetConnections(cookies[start : start + 4096]))
-
-    async def _snapshot(self) -> reporting.Snapshot | None:
-        if self._records is None:
-            try:
-                held, _ = await self._keeper.fetch("memory/connections")
-            except ControlError:
-                return None
-            for _, _, fds in held:
-                if self._records is None and fds:
-                    self._records = reporting.Records(fds.pop(0))
-                for fd in fds:
-                    os.close(fd)
-            if self._records is None:
-                return None
-        return await asyncio.to_thread(self._records.snapshot, self._registry)
-
     # --- admin (admin.server.AdminProvider) ---------------------------------------------------
 
     async def status(self) -> admin.Status:
         config = self._config
-        counters = {**self.counters, **self._resolver.counters, **self._inbound.counters}
+        counters = {
+            **self.counters,
+            **self._containers.counters,
+            **self._resolver.counters,
+            **self._inbound.counters,
+        }
         peers = self._links.status() if self._links is not None else []
         if self._links is not None:
-            counters.update(self._links.counters)
+            counters.update({**self._links.counters, **self._peering.counters})
         for endpoint, error in self._paths.failures().items():
             counters[f"path_failed {endpoint} {error}"] = 1
         workloads = [*self._registry]
-        snapshot = await self._snapshot()
+        snapshot = await self._survey.snapshot()
         connections = 0
         if snapshot is not None:
             connections = sum(record.cookie in snapshot.sockets for record in snapshot.records)
@@ -576,13 +382,10 @@ class Control:
         )
 
     async def containers(self) -> admin.Containers:
-        return reporting.list_containers(self._registry, await self._snapshot())
+        return await self._survey.list_containers()
 
     async def connections(self) -> admin.Connections:
-        snapshot = await self._snapshot()
-        if snapshot is None:
-            return admin.Connections([])
-        return reporting.list_connections(snapshot, self._registry)
+        return await self._survey.list_connections()
 
     def plugins(self) -> admin.Plugins:
         return admin.Plugins(

@@ -78,6 +78,7 @@ class KeeperClient:
         self._on_end = on_end
         self._requests = _Requests("the keeper")
         self._held: list[tuple[str, bytes, list[int]]] = []
+        self._fetching = asyncio.Lock()
         asyncio.get_running_loop().add_reader(sock, self._receive)
 
     def close(self) -> None:
@@ -88,13 +89,12 @@ class KeeperClient:
     async def fetch(
         self, prefix: str
     ) -> tuple[list[tuple[str, bytes, list[int]]], messages.HeldEnd]:
-        """What is kept under names that start so, and who runs; the caller owns the fds.
-
-        One fetch at a time.
-        """
-        self._held = []
-        end = await self._request(lambda token: messages.Fetch(token, prefix))
-        held, self._held = self._held, []
+        """What is kept under names that start so, and who runs; the caller owns the fds."""
+        # What is held carries no token: one fetch at a time.
+        async with self._fetching:
+            self._held = []
+            end = await self._request(lambda token: messages.Fetch(token, prefix))
+            held, self._held = self._held, []
         return held, end
 
     async def store(self, name: str, meta: bytes, fds: tuple[int, ...] = ()) -> None:

@@ -16,6 +16,7 @@ from slim.broker import log as logs
 from slim.broker.config import check_host_addresses, check_host_ports, load_config
 from slim.broker.control import Control
 from slim.broker.errors import SlimError
+from slim.broker.kernel import features
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -44,6 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         config = load_config(options.config)
         check_host_addresses(config)
         check_host_ports(config)
+        features.require()
         if options.check:
             print(f"{config.path}: no mistake found")
             return

@@ -121,7 +121,9 @@ class AdminServer:
         except OSError as error:
             # Containers and namespaces may go while they are being looked at.
             log.warning("admin request %s failed: %s", type(request).__name__, error)
-            return messages.Failure(str(error), "try again; slimd's log has it too")
+            return messages.Failure(
+                error.strerror or str(error), "try again; slimd's log has it too"
+            )
 
 
 def _identity(path: Path) -> tuple[int, int]:

@@ -138,14 +138,9 @@ def check_io_uring() -> Check:
 
 def check_cgroup() -> Check:
     mount = features.cgroup2_mount()
-    hybrid = mount is not None and Path(mount).name == "unified"
-    return _check(
-        "cgroup v2",
-        mount is not None,
-        f"{mount} (hybrid)" if hybrid else mount or "not mounted",
-        "mount -t cgroup2 none /sys/fs/cgroup",
-        "warn",
-    )
+    if mount is None:
+        return Check("cgroup v2", "ok", "not mounted; no guard of this version needs it")
+    return Check("cgroup v2", "ok", f"{mount} (hybrid)" if Path(mount).name == "unified" else mount)
 
 
 def check_capabilities() -> Check:
@@ -208,8 +203,6 @@ def check_local_ports() -> Check:
 
 
 CHECKS: tuple[Callable[[], Check], ...] = (
-    check_kernel,
-    check_seccomp,
     check_memory,
     check_pidfd,
     check_pidfd_thread,
@@ -249,25 +242,25 @@ def check_firewall(config: BrokerConfig) -> Check:
     )
 
 
-def check_slimd(run_dir: Path) -> Check:
+def check_slimd(run_dir: Path) -> list[Check]:
     try:
         answer = client.ask(run_dir, messages.GetStatus(), messages.Status)
     except ControlError as error:
-        return Check("slimd", "warn", error.message, error.hint)
+        return [Check("slimd", "warn", error.message, error.hint), check_keeper(run_dir)]
     found = ", ".join(f"{process.role} {process.pid or 'down'}" for process in answer.processes)
     good = all(process.pid for process in answer.processes)
-    return _check("slimd", good, found, "see slimd's log: a process is not running", "warn")
+    return [_check("slimd", good, found, "see slimd's log: a process is not running", "warn")]
 
 
 def check_keeper(run_dir: Path) -> Check:
-    """Whether somebody listens at the keeper's socket; it is not disturbed by being asked."""
+    """Whether somebody listens at the keeper's socket, which is not disturbed by being asked."""
     path = run_dir / "keeper.sock"
     there = features.is_unix_listener(path)
     return _check(
         "keeper",
         there,
-        f"listens at {path}" if there else "not running",
-        "slimd starts it; without one, trapped calls of containers fail with ENOSYS",
+        f"listens at {path}" if there else f"nobody listens at {path} in this network namespace",
+        "slimd starts it; without a keeper trapped calls of containers fail with ENOSYS",
         "warn",
     )
 
@@ -281,8 +274,8 @@ def doctor(context: click.Context, as_json: bool, config: Path | None) -> None:
 
     Without --run-dir, slimd is looked for in the run_dir of --config.
     """
-    checks = [check() for check in CHECKS]
-    checks += check_listener()
+    checks = [check_kernel(), check_seccomp(), *check_listener()]
+    checks += [check() for check in CHECKS]
     run_dir: Path = context.obj
     if config is None:
         checks.append(check_local_ports())
@@ -298,7 +291,7 @@ def doctor(context: click.Context, as_json: bool, config: Path | None) -> None:
             source = context.find_root().get_parameter_source("run_dir")
             if source in (None, ParameterSource.DEFAULT):
                 run_dir = loaded.run_dir
-    checks += [check_slimd(run_dir), check_keeper(run_dir)]
+    checks += check_slimd(run_dir)
     if as_json:
         print_json("checks", [asdict(check) for check in checks])
     else:

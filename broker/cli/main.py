@@ -77,9 +77,8 @@ def main(arguments: list[str] | None = None) -> Any:
 
 
 def _describe(error: OSError) -> str:
-    if error.filename is None or error.strerror is None:
-        return str(error)
-    return f"{os.fsdecode(error.filename)}: {error.strerror}"
+    text = error.strerror or str(error)
+    return text if error.filename is None else f"{os.fsdecode(error.filename)}: {text}"
 
 
 if __name__ == "__main__":

@@ -273,6 +273,9 @@ class PeerLinks:
 
     async def _accept(self, listener: socket.socket) -> None:
         while True:
+            # Accepting need not wait for anything: under a flood it would be all that runs, and
+            # nobody would be counted.
+            await asyncio.sleep(0)
             try:
                 sock, address = await streams.accept(listener)
             except OSError as error:

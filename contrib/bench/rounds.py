@@ -166,8 +166,10 @@ class Rounds:
         program = self.results.scenario.proof or self._program
         for _ in range(PROOF_ATTEMPTS):
             self._measure(Contender.SLIM, program, PROOF_S, self._keep_proof)
-            if self.results.proof is not None and not self.results.proof.others:
+            if self.results.proof is not None and self.results.proof.is_complete():
                 return
+        if self.results.proof is None or self.results.proof.fast == 0:
+            raise SlimError(f"no connection takes the fast path: {self.results.proof}")
 
     def _keep_proof(self) -> None:
         self.results.proof = collect_proof(self._bed.slimds)

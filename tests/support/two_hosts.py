@@ -345,7 +345,8 @@ class TwoHosts:
 def _environment() -> dict[str, str]:
     # Programs of the system's administrator are not on every user's PATH.
     path = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin:/usr/local/go/bin"
-    return {**os.environ, "PATH": path, "PYTHONPATH": str(TESTS), "LC_ALL": "C"}
+    modules = os.pathsep.join(filter(None, (str(TESTS), os.environ.get("PYTHONPATH"))))
+    return {**os.environ, "PATH": path, "PYTHONPATH": modules, "LC_ALL": "C"}
 
 
 def _probe_argv(function: Callable[..., object], arguments: tuple[object, ...]) -> list[str]:

@@ -85,3 +85,18 @@ def unix_pair() -> str:
                 _, (received,), _, _ = socket.recv_fds(server, 1, 1)
                 os.write(writer, b"hello")
                 return os.read(received, 5).decode()
+
+
+def nonblocking_refusal(address: str, port: int) -> str:
+    """Name of the errno of a non-blocking connect itself."""
+    with socket.socket(family_of(address), socket.SOCK_STREAM) as sock:
+        sock.setblocking(False)
+        code = sock.connect_ex((address, port))
+    return errno.errorcode[code] if code else ""
+
+
+def knock_and_stay(address: str, port: int) -> None:
+    """As refusal, with the socket kept open until the input ends."""
+    with socket.socket(family_of(address), socket.SOCK_STREAM) as sock:
+        report(errno.errorcode.get(sock.connect_ex((address, port)), ""))
+        os.read(0, 1)

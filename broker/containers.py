@@ -1,0 +1,164 @@
+"""Containers come and go: slim-run's claims, the workloads behind them, what is kept of both.
+
+Implements run_server.Containers. Order matters: the keeper has a listener fd before traps
+supervises it, and slim-run hears Ack last, so that no filter is ever without a supervisor.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+from collections import Counter
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from slim.broker.errors import ControlError
+from slim.broker.local import messages
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from slim.broker.control_links import KeeperClient, TrapsServer
+    from slim.broker.discovery import DiscoveryBackend
+    from slim.broker.endpoints import Address
+    from slim.broker.inbound import Inbound
+    from slim.broker.registry import Registry, Workload
+
+log = logging.getLogger(__name__)
+
+_encode = msgspec.msgpack.encode
+
+
+class Containers:
+    """Borrows everything it is made with."""
+
+    def __init__(
+        self,
+        registry: Registry,
+        keeper: KeeperClient,
+        traps: TrapsServer,
+        inbound: Inbound,
+        on_invalid: Callable[[dict[str, set[Address]], int], None],
+    ) -> None:
+        self._registry = registry
+        self._keeper = keeper
+        self._traps = traps
+        self._inbound = inbound
+        self._on_invalid = on_invalid
+        self._backends: list[DiscoveryBackend] = []
+        self.counters: Counter[str] = Counter()
+
+    def announce_to(self, backends: list[DiscoveryBackend]) -> None:
+        """Tell the backends of every workload, those that are here and those to come."""
+        self._backends = backends
+        for workload in self._registry:
+            for backend in backends:
+                backend.workload_added(workload.state.cookie, tuple(workload.addresses))
+
+    async def restore(self, held: list[tuple[str, bytes, list[int]]]) -> None:
+        """Take over what a predecessor left with the keeper."""
+        containers: list[messages.ContainerState] = []
+        for name, meta, fds in held:
+            if name.startswith("workload/") and fds:
+                state = msgspec.msgpack.decode(meta, type=messages.WorkloadState)
+                self._registry.add(state, fds.pop())
+            elif name.startswith("container/"):
+                containers.append(msgspec.msgpack.decode(meta, type=messages.ContainerState))
+            for fd in fds:
+                os.close(fd)
+        for container in containers:
+            workload = self._registry.workloads.get(container.workload)
+            if workload is not None:
+                workload.containers[container.container] = container
+        for workload in self._registry:
+            if not workload.containers:
+                await self._forget(workload)
+        if containers:
+            log.info("took over %d containers", len(containers))
+
+    async def prepare_namespace(self, overlay: str, address: str | None) -> tuple[str, int]:
+        from slim.broker.overlay.namespaces import prepare
+
+        return await asyncio.to_thread(prepare, overlay, address)
+
+    async def discard_namespace(self, name: str) -> None:
+        from slim.broker.overlay.namespaces import discard
+
+        await asyncio.to_thread(discard, name)
+
+    async def register(
+        self, claim: messages.Register, container: messages.ContainerState, fds: list[int]
+    ) -> None:
+        netns_fd, listener = fds
+        cookie = container.workload
+        workload = self._registry.workloads.get(cookie)
+        is_new = workload is None
+        if workload is None:
+            state = self._registry.describe_namespace(
+                cookie,
+                netns_fd,
+                name=claim.workload,
+                namespace=claim.namespace,
+                labels=claim.labels,
+                overlay=claim.overlay,
+                fail_mode=claim.fail_mode,
+                prepared=claim.prepared,
+            )
+            workload = self._registry.add(state, os.dup(netns_fd))
+        else:
+            self._registry.check_same(workload.state, claim.workload, claim.namespace, claim.labels)
+            # Addresses may have come or gone since the first container.
+            is_new = self._registry.refresh_addresses(workload)
+        # Reserved now: another conversation must not remove the workload while we wait.
+        workload.containers[container.container] = container
+        name = f"container/{container.container}"
+        try:
+            if is_new:
+                await self._keeper.store(
+                    f"workload/{cookie}", _encode(workload.state), (workload.netns_fd,)
+                )
+            known = workload.state
+            await self._traps.request(
+                lambda token: messages.AttachWorkload(token, known), (workload.netns_fd,)
+            )
+            await self._keeper.store(name, _encode(container), (listener,))
+            await self._traps.request(
+                lambda token: messages.AttachContainer(token, container), (listener,)
+            )
+        except ControlError:
+            with contextlib.suppress(ControlError):
+                await self._keeper.drop(name)
+            await self.gone(container.container)
+            raise
+        if is_new:
+            for backend in self._backends:
+                backend.workload_added(cookie, tuple(workload.addresses))
+        self.counters["containers_started"] += 1
+        log.info(
+            "container %s: workload %s, pid %d", container.container, known.name, container.pid
+        )
+
+    async def gone(self, name: str) -> None:
+        workload = self._registry.by_container(name)
+        if workload is None:
+            return
+        del workload.containers[name]
+        log.info("container %s of workload %s ended", name, workload.state.name)
+        if not workload.containers:
+            await self._forget(workload)
+
+    async def _forget(self, workload: Workload) -> None:
+        cookie = workload.state.cookie
+        for backend in self._backends:
+            backend.workload_removed(cookie)
+        self._on_invalid(self._inbound.take_all_askers(cookie), 0)
+        self._inbound.forget_workload(cookie)
+        self._traps.send(messages.DetachWorkload(cookie))
+        self._registry.remove(workload)
+        with contextlib.suppress(ControlError):
+            await self._keeper.drop(f"workload/{cookie}")
+        if workload.state.prepared is not None:
+            await self.discard_namespace(workload.state.prepared)

@@ -1,0 +1,74 @@
+"""Looks at what traps has on record and what sock_diag shows; tells traps what is over.
+
+Nothing here asks traps: connections are listed even while it is busy, stopped or restarting.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from typing import TYPE_CHECKING
+
+from slim.broker import reporting
+from slim.broker.admin import messages as admin
+from slim.broker.errors import ControlError
+from slim.broker.local import messages
+
+if TYPE_CHECKING:
+    from slim.broker.control_links import KeeperClient, TrapsServer
+    from slim.broker.registry import Registry
+
+SWEEP_EVERY_S = 2.0
+COOKIES_PER_MESSAGE = 4096
+
+
+class Survey:
+    """Owns a mapping of the records' memfd, once there is one."""
+
+    def __init__(self, registry: Registry, keeper: KeeperClient, traps: TrapsServer) -> None:
+        self._registry = registry
+        self._keeper = keeper
+        self._traps = traps
+        self._records: reporting.Records | None = None
+
+    def close(self) -> None:
+        if self._records is not None:
+            self._records.close()
+
+    async def sweep(self) -> None:
+        """Tell traps which connections are over."""
+        gone = reporting.Gone()
+        while True:
+            await asyncio.sleep(SWEEP_EVERY_S)
+            snapshot = await self.snapshot()
+            if snapshot is None:
+                continue
+            cookies = gone.find(snapshot)
+            for start in range(0, len(cookies), COOKIES_PER_MESSAGE):
+                self._traps.send(
+                    messages.ForgetConnections(cookies[start : start + COOKIES_PER_MESSAGE])
+                )
+
+    async def snapshot(self) -> reporting.Snapshot | None:
+        if self._records is None:
+            try:
+                held, _ = await self._keeper.fetch("memory/connections")
+            except ControlError:
+                return None
+            for _, _, fds in held:
+                if self._records is None and fds:
+                    self._records = reporting.Records(fds.pop(0))
+                for fd in fds:
+                    os.close(fd)
+            if self._records is None:
+                return None
+        return await asyncio.to_thread(self._records.snapshot, self._registry)
+
+    async def list_containers(self) -> admin.Containers:
+        return reporting.list_containers(self._registry, await self.snapshot())
+
+    async def list_connections(self) -> admin.Connections:
+        snapshot = await self.snapshot()
+        if snapshot is None:
+            return admin.Connections([])
+        return reporting.list_connections(snapshot, self._registry)
