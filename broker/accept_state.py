@@ -11,7 +11,6 @@ if TYPE_CHECKING:
 
     from slim.broker.calls import Accept
     from slim.broker.endpoints import Endpoint
-    from slim.broker.kernel.epoll import Epoll
     from slim.broker.listeners import ListenerRecord
     from slim.broker.loop import Timer
     from slim.broker.supervisor import PendingCall
@@ -62,8 +61,7 @@ class AcceptState:
     ready: deque[Ready] = field(default_factory=deque)
     parked: list[Parked] = field(default_factory=list)
     waiters: deque[Waiter] = field(default_factory=deque)
-    watch: Epoll | None = None
-    """Exists while somebody is held: registers the program's listener without an fd of ours."""
     watch_token: int = 0
+    """Of the program's listener in our loop, without an fd of ours, once somebody was held."""
     wake: socket.socket | None = None
     retry: Timer | None = None

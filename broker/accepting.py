@@ -23,7 +23,7 @@ from slim.broker.admission.preamble import RECORD_BYTES, RecordRefused
 from slim.broker.endpoints import Endpoint, from_packed16
 from slim.broker.errors import SyscallError, TargetGone
 from slim.broker.kernel import sockaddr
-from slim.broker.kernel.epoll import EPOLLIN, EPOLLONESHOT, EPOLLRDHUP, Epoll
+from slim.broker.kernel.epoll import EPOLLET, EPOLLIN, EPOLLONESHOT, EPOLLRDHUP
 from slim.broker.kernel.socket_options import (
     TCP_CLOSE,
     read_cookie,
@@ -86,7 +86,7 @@ class Acceptor:
             # Natively a held accept keeps its listener open; here the file is already gone.
             _fail(waiter, errno.EINVAL)
         state.waiters.clear()
-        self._stop_watching(state)
+        self._context.loop.forget(state.watch_token)
         self._wakes.end(state)
         if state.retry is not None:
             state.retry.cancel()
@@ -339,19 +339,15 @@ class Acceptor:
     # --- held accepts -------------------------------------------------------------------------
 
     def _watch(self, state: AcceptState, sock: socket.socket) -> None:
-        if state.watch is not None:
-            return
-        state.watch = Epoll(max_events=1)
-        state.watch.add(sock.fileno(), EPOLLIN, 0)
-        state.watch_token = self._context.loop.watch(
-            state.watch.fileno(), lambda _: self._on_acceptable(state)
-        )
+        """Hear of new connections from now on; the registration ends with the program's file.
 
-    def _stop_watching(self, state: AcceptState) -> None:
-        if state.watch is not None:
-            self._context.loop.unwatch(state.watch.fileno(), state.watch_token)
-            state.watch.close()
-            state.watch = None
+        Edge-triggered: nobody is woken twice for one connection, and what is left in the queue
+        is found by the next accept itself.
+        """
+        if not state.watch_token:
+            state.watch_token = self._context.loop.watch(
+                sock.fileno(), lambda _: self._on_acceptable(state), EPOLLIN | EPOLLET
+            )
 
     def _on_acceptable(self, state: AcceptState) -> None:
         """The listener is readable: serve who waits, first come first served."""
@@ -373,7 +369,6 @@ class Acceptor:
             except OSError as error:
                 state.waiters.popleft()
                 _fail(waiter, error.errno or errno.EBADF)
-        self._stop_watching(state)
 
 
 def _expire(state: AcceptState, waiter: Waiter) -> None:

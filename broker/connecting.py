@@ -246,7 +246,10 @@ class Connector:
             self._attempts.join(attempt, call, nonblocking=facts.nonblocking)
             return True
         if facts.state == TCP_SYN_SENT:
-            call.fail(errno.EALREADY)
+            if facts.nonblocking:
+                call.fail(errno.EALREADY)
+            else:
+                self._wait_again(call, asked.fd, facts.domain, sock, action)
             return True
         host = action.record.host_endpoint()
         if facts.state == TCP_CLOSE or host is None:
@@ -257,6 +260,33 @@ class Connector:
         # Established: returns at once, 0 the first time and EISCONN from then on.
         call.fail(sock.connect_ex(sockaddr.for_python(host, facts.domain)))
         return True
+
+    def _wait_again(
+        self, call: PendingCall, fd: int, domain: int, sock: socket.socket, action: ConnectAgain
+    ) -> None:
+        """A blocking connect() while the handshake of an earlier one goes on.
+
+        That was a non-blocking one, or a predecessor of this process held it. What control said
+        of the flow is forgotten by now; it is asked again if the handshake fails.
+        """
+        record = action.record
+        host = record.host_endpoint()
+        assert host is not None
+        local = record.local_endpoint()
+        flow = FastFlow(
+            source=local.address,
+            host=host,
+            flow=0,
+            peer=record.peer_host,
+            fallback_lawful=not call.workload.state.isolated_egress,
+            rule=record.rule,
+            expires_s=0.0,
+        )
+        key = FlowKey(record.workload, None, record.peer_endpoint())
+        copy = socket.socket(domain, socket.SOCK_STREAM, fileno=os.dup(sock.fileno()))
+        self._attempts.hold(
+            Attempt(copy, record.cookie, fd, domain, key, flow, 0, [call], is_second=False)
+        )
 
     def restore_overlay(
         self,

@@ -212,6 +212,4 @@ def write_name(
     call.ensure_valid()
     if room < 0:
         raise SyscallError("write_name", errno.EINVAL)
-    if room:
-        process_vm_writev(call.tid, address, raw[:room])
-    process_vm_writev(call.tid, length, len(raw).to_bytes(4, "little"))
+    process_vm_writev(call.tid, [(address, raw[:room]), (length, len(raw).to_bytes(4, "little"))])

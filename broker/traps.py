@@ -29,6 +29,7 @@ from slim.broker.flows import FlowTable
 from slim.broker.listeners import HostPorts, ListenerTable
 from slim.broker.local import messages
 from slim.broker.loop import Loop
+from slim.broker.recovery import restart_held_calls
 from slim.broker.slots import SlotStore
 from slim.broker.supervisor import Supervisor
 from slim.broker.trapping import ContainerView, Trapping
@@ -68,12 +69,20 @@ class Traps:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         self._control.start()
         self._expire()
+        self._restart_held_calls()
         # What is alive now stays alive; a full collection in the middle of a trap takes longer
         # than the trap.
         gc.freeze()
         loop.run()
 
     # --- start --------------------------------------------------------------------------------
+
+    def _restart_held_calls(self) -> None:
+        workloads = self._context.workloads.values()
+        namespaces = {os.fstat(workload.namespace_fd()).st_ino for workload in workloads}
+        restarted = restart_held_calls(namespaces) if self._containers else 0
+        if restarted:
+            log.info("%d calls that a predecessor held are issued again", restarted)
 
     def _make_context(self, settings: messages.TrapSettings) -> TrapContext:
         ports = PortRange(*settings.host_ports)

@@ -9,6 +9,7 @@ import resource
 import time
 from collections import Counter
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -24,10 +25,11 @@ from slim.broker.kernel import features
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from slim.broker.config import BrokerConfig
+    from slim.broker.config import BrokerConfig, PeersConfig
 
 MIN_KERNEL = (5, 14)
 MIN_FILES = 8192
+RENEW_WITHIN = timedelta(days=14)
 DEFAULT_HOST_PORTS = PortRange(20000, 29999)
 NEEDED_CAPABILITIES = frozenset({"CAP_SYS_ADMIN", "CAP_SYS_PTRACE", "CAP_NET_ADMIN", "CAP_CHOWN"})
 Outcome = Literal["ok", "warn", "fail"]
@@ -228,7 +230,27 @@ def check_config(config: BrokerConfig) -> list[Check]:
             check(config)
         except SlimError as error:
             found.append(Check(name, "fail", error.message, error.hint))
-    return found or [Check("config", "ok", str(config.path)), check_firewall(config)]
+    if config.peers is not None:
+        found.append(check_certificate(config.host.name, config.peers))
+    if not any(check.outcome == "fail" for check in found):
+        found += [Check("config", "ok", str(config.path)), check_firewall(config)]
+    return found
+
+
+def check_certificate(host: str, peers: PeersConfig) -> Check:
+    """Whether other hosts will believe this one, today and in a while."""
+    from slim.broker.peers import pki
+
+    try:
+        identity = pki.load_host_credentials(peers.certificate, peers.key, peers.authority).identity
+    except SlimError as error:
+        return Check("certificate", "fail", error.message, error.hint)
+    left = identity.not_after - datetime.now(UTC)
+    found = f"of {identity.host}, until {identity.not_after:%Y-%m-%d}"
+    remedy = f"slimctl pki issue DIR {host} --network CIDR --force, then restart slimd"
+    if identity.host != host:
+        return Check("certificate", "fail", f"{found}; [host] name is {host}", remedy)
+    return _check("certificate", left >= RENEW_WITHIN, found, remedy, "warn")
 
 
 def check_firewall(config: BrokerConfig) -> Check:

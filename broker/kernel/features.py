@@ -10,6 +10,7 @@ import ctypes
 import errno
 import os
 import platform
+import re
 import socket
 import struct
 import threading
@@ -52,9 +53,10 @@ NOTIF_SIZES = (80, 24, 64)
 
 def kernel_release() -> tuple[int, int]:
     """uname(2): major and minor version of the running kernel."""
-    parts = platform.release().split(".")
-    digits = [int("".join(c for c in part if c.isdigit()) or 0) for part in parts[:2]]
-    return digits[0], digits[1] if len(digits) > 1 else 0
+    numbers = re.match(r"(\d+)(?:\.(\d+))?", platform.release())
+    if numbers is None:
+        return 0, 0
+    return int(numbers[1]), int(numbers[2] or 0)
 
 
 def has_user_notification() -> bool:

@@ -43,14 +43,15 @@ def process_vm_readv(tid: int, address: int, length: int) -> bytes:
     return buffer.raw
 
 
-def process_vm_writev(tid: int, address: int, data: bytes) -> None:
-    """process_vm_writev(2), Linux 3.2: all of `data`, or SyscallError EFAULT."""
-    length = len(data)
-    buffer = ctypes.create_string_buffer(data, length)
-    local = iovec(ctypes.addressof(buffer), length)
-    remote = iovec(address, length)
-    count = _writev(tid, ctypes.byref(local), 1, ctypes.byref(remote), 1, 0)
+def process_vm_writev(tid: int, parts: list[tuple[int, bytes]]) -> None:
+    """process_vm_writev(2), Linux 3.2: all (address, bytes) pairs, or SyscallError EFAULT."""
+    parts = [part for part in parts if part[1]]
+    data = b"".join(part[1] for part in parts)
+    buffer = ctypes.create_string_buffer(data, len(data))
+    local = iovec(ctypes.addressof(buffer), len(data))
+    remote = (iovec * len(parts))(*[iovec(address, len(part)) for address, part in parts])
+    count = _writev(tid, ctypes.byref(local), 1, remote, len(parts), 0)
     if count < 0:
-        raise syscall_error("process_vm_writev", f"{length} bytes")
-    if count != length:
-        raise syscall_error("process_vm_writev", f"{length} bytes", errno.EFAULT)
+        raise syscall_error("process_vm_writev", f"{len(data)} bytes")
+    if count != len(data):
+        raise syscall_error("process_vm_writev", f"{len(data)} bytes", errno.EFAULT)

@@ -104,4 +104,7 @@ def explain(error: BaseException) -> str:
         return f"TLS: {reason}"
     if isinstance(error, OSError) and error.errno:
         return os.strerror(error.errno)
+    if isinstance(error, ConnectionResetError) and not error.args:
+        # So asyncio tells of a handshake that the other end broke off.
+        return "refused by the peer, whose log says why"
     return str(error) or type(error).__name__

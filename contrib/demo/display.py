@@ -21,10 +21,11 @@ if TYPE_CHECKING:
     from bench.results import Results
     from bench.scenario import Scenario
     from lab.proof import Proof
+    from lab.slimd import ConnectionRow
     from rich.console import Console, RenderableType
 
-SHOWN_LINES = 5
-"""Of what slimctl prints, per host."""
+SHOWN_ROWS = 4
+"""Of what slimctl lists, per host."""
 
 
 class Display:
@@ -115,19 +116,27 @@ def results_table(scenarios: Sequence[Scenario], results: dict[str, Results]) ->
 
 
 def proof_panel(title: str, proof: Proof) -> Panel:
-    """What `slimctl connections` printed on both hosts; long listings are cut, which it says."""
-    texts: list[RenderableType] = []
-    for host, shown in proof.shown.items():
-        lines = shown.rstrip().splitlines()
-        texts.append(Text(f"host {host}: slimctl connections", style="bold"))
-        texts.extend(_cut(line) for line in lines[:SHOWN_LINES])
-        if len(lines) > SHOWN_LINES:
-            texts.append(Text(f"... and {len(lines) - SHOWN_LINES} more", style="dim"))
-    return Panel(Group(*texts), title=title)
+    """What `slimctl connections` knew on both hosts; long listings are cut, which it says."""
+    tables: list[RenderableType] = []
+    for host, rows in proof.rows.items():
+        table = Table(box=None, pad_edge=False, show_edge=False)
+        for heading in (f"slimctl connections, host {host}", "path", "state", "host peer"):
+            table.add_column(heading, overflow="fold")
+        # Text, not str: rich would read :ab: inside an IPv6 address as the name of an emoji.
+        for row in rows[:SHOWN_ROWS]:
+            path = f"{row.path} ({row.reason})" if row.reason else row.path
+            table.add_row(*map(Text, (_ends(row), path, row.state, row.host_peer)))
+        tables.append(table)
+        if len(rows) > SHOWN_ROWS:
+            tables.append(Text(f"... and {len(rows) - SHOWN_ROWS} more", style="dim"))
+    return Panel(Group(*tables), title=Text(title))
 
 
-def _cut(line: str) -> Text:
-    return Text(line.rstrip(), no_wrap=True, overflow="ellipsis")
+def _ends(row: ConnectionRow) -> str:
+    if row.direction == "listen":
+        return f"{row.overlay_local} listens"
+    arrow = "<-" if row.direction == "in" else "->"
+    return f"{row.overlay_local} {arrow} {row.overlay_peer}"
 
 
 def _rate(results: Results | None, contender: Contender) -> str:

@@ -22,8 +22,8 @@ class Proof:
     """Connections of the client's host on the fast path."""
     others: dict[str, int]
     """The other ones: how many for which reason."""
-    shown: dict[str, str]
-    """What `slimctl connections` printed, by host."""
+    rows: dict[str, list[ConnectionRow]]
+    """What `slimctl connections --json` printed, by host."""
 
     def is_complete(self) -> bool:
         return self.fast > 0 and not self.others
@@ -36,9 +36,9 @@ class Proof:
 
 def collect_proof(slimds: Sequence[Slimd]) -> Proof:
     """Ask both hosts, the client's first."""
-    fast, others = count_paths(slimds[0].connections())
-    shown = {slimd.host: slimd.slimctl("connections") for slimd in slimds}
-    return Proof(fast=fast, others=others, shown=shown)
+    rows = {slimd.host: slimd.connections() for slimd in slimds}
+    fast, others = count_paths(rows[slimds[0].host])
+    return Proof(fast=fast, others=others, rows=rows)
 
 
 def count_paths(rows: Sequence[ConnectionRow]) -> tuple[int, dict[str, int]]:

@@ -52,10 +52,12 @@ class ConnectionRow(msgspec.Struct, frozen=True):
     """The part of one connection in `slimctl connections --json` that the lab needs."""
 
     direction: str
-    workload: str
+    overlay_local: str
     overlay_peer: str
+    host_peer: str
     path: str
     reason: str
+    state: str
 
 
 class ConnectionsAnswer(msgspec.Struct, frozen=True):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-import ssl
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 from typing import TYPE_CHECKING
@@ -15,6 +14,7 @@ from slim.broker.peers import frames, messages, pki
 from slim.broker.peers.channel import PeerInfo, PeerLinks
 
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import AsyncIterator, Callable
     from pathlib import Path
 
@@ -28,9 +28,9 @@ class Authority:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        self.certificate = pki.create_authority(directory, name="Test authority", days=2)
+        self.certificate = pki.create_authority(directory, name="Test authority", days=60)
 
-    def issue(self, host: str, *networks: str, days: int = 1) -> tuple[Path, Path]:
+    def issue(self, host: str, *networks: str, days: int = 30) -> tuple[Path, Path]:
         return pki.issue_certificate(
             self.directory,
             host,
@@ -117,14 +117,14 @@ class Side:
         return any(status.state == "connected" for status in self.links.status())
 
 
-def question(source: str, destination: str, **changes: object) -> Callable[[int], messages.Resolve]:
+def question(asker: str, owner: str, /, **changes: object) -> Callable[[int], messages.Resolve]:
     """A question about a workload of one host by a workload of another."""
     fields: dict[str, object] = {
         "workload": "web",
         "namespace": "shop",
         "labels": {"app": "web"},
-        "source": packed16(workload_of(source)),
-        "destination": packed16(workload_of(destination)),
+        "source": packed16(workload_of(asker)),
+        "destination": packed16(workload_of(owner)),
         "port": 80,
         **changes,
     }

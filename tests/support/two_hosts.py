@@ -211,6 +211,7 @@ class TwoHosts:
     def __init__(self, a: Settings = Settings(), b: Settings = Settings()) -> None:  # noqa: B008
         self._settings = {"a": a, "b": b}
         self._running: list[Running] = []
+        self._daemons: list[Process] = []
         self._numbers = itertools.count()
         self._open = contextlib.ExitStack()
         self.lab = Lab()
@@ -244,6 +245,8 @@ class TwoHosts:
     def _stop_all(self) -> None:
         for running in self._running:
             running.stop()
+        for daemon in self._daemons:
+            daemon.stop()
 
     # --- places -------------------------------------------------------------------------------
 
@@ -282,10 +285,11 @@ class TwoHosts:
         return running
 
     def start_slimd(self, host: str) -> Process:
-        """slimd once more, after it ended; waits until it answers. The caller stops it."""
+        """slimd once more, after it ended; waits until it answers."""
         argv = [*self.machines[host].prefix, str(BIN / "slimd")]
         log = self.host(host).directory / f"slimd-{next(self._numbers)}.log"
         process = Process(f"slimd of host {host}", [*argv, "--config", "/etc/slim/slimd.toml"], log)
+        self._daemons.append(process)
         process.wait_until(lambda: self.answers(host), 15)
         return process
 

@@ -630,3 +630,44 @@ def visit_often(address: str, port: int, number: int) -> dict[str, Any]:
         if not seen["peer"] == seen["accepted"] == seen["client_name"]:
             wrong.append(seen)
     return {"served": list(served.items()), "wrong": wrong}
+
+
+def announced_visit(address: str, port: int) -> dict[str, Any]:
+    """A visit by a blocking connect, announced before it."""
+    report("connecting")
+    with stream(address) as sock:
+        sock.connect((address, port))
+        return greeted(sock)
+
+
+def patient_visits(address: str, port: int, threads: int) -> dict[str, Any]:
+    """Visits by blocking calls from many threads, until a line of input; failures are counted."""
+    wrong: list[Any] = []
+    errors: Counter[str] = Counter()
+    done: Counter[int] = Counter()
+    stop = threading.Event()
+
+    def run(number: int) -> None:
+        while not stop.is_set():
+            try:
+                with stream(address) as sock:
+                    sock.connect((address, port))
+                    seen = greeted(sock)
+            except OSError as error:
+                errors[name_of(error.errno)] += 1
+            except AssertionError:
+                errors["closed"] += 1
+            else:
+                done[number] += 1
+                if not seen["peer"] == seen["accepted"] == seen["client_name"]:
+                    wrong.append(seen)
+
+    workers = [threading.Thread(target=run, args=(number,)) for number in range(threads)]
+    for worker in workers:
+        worker.start()
+    report("started")
+    input()
+    stop.set()
+    for worker in workers:
+        worker.join()
+    return {"done": list(done.values()), "wrong": wrong, "errors": dict(errors)}

@@ -137,10 +137,13 @@ def test_unused_slots_take_no_memory() -> None:
 
 @pytest.mark.parametrize(
     "header",
-    [b"else" + struct.pack("<III", 64, 3, 0), b"slt1" + struct.pack("<III", 64, 4, 0),
-     b"slt1" + struct.pack("<III", 16, 15, 0)],
+    [
+        b"else" + struct.pack("<III", 64, 3, 0),
+        b"slt1" + struct.pack("<III", 64, 4, 0),
+        b"slt1" + struct.pack("<III", 16, 15, 0),
+    ],
     ids=["magic", "size", "slot size"],
-)  # fmt: skip
+)
 def test_a_memfd_of_another_kind_is_refused(header: bytes) -> None:
     fd = os.memfd_create("slim-test", os.MFD_CLOEXEC)
     os.pwrite(fd, header.ljust(256, b"\0"), 0)

@@ -128,7 +128,13 @@ def test_average_of_samples_is_taken_by_name() -> None:
 
 def make_row(direction: str, path: str, reason: str = "") -> ConnectionRow:
     return ConnectionRow(
-        direction=direction, workload="client", overlay_peer="", path=path, reason=reason
+        direction=direction,
+        overlay_local="10.77.1.2:4000",
+        overlay_peer="10.77.2.2:80",
+        host_peer="192.168.77.2:20000",
+        path=path,
+        reason=reason,
+        state="estab",
     )
 
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from slim.broker.admin.messages import AdminAnswer
 
 LIMIT_S = 5.0
+_answers: msgspec.msgpack.Decoder[AdminAnswer] = msgspec.msgpack.Decoder(messages.AdminAnswer)
 
 
 @pytest.fixture
@@ -51,7 +52,7 @@ def frame(payload: bytes) -> bytes:
 def receive(sock: socket.socket) -> AdminAnswer:
     with sock.makefile("rb") as stream:
         (length,) = struct.unpack("!I", stream.read(4))
-        return msgspec.msgpack.decode(stream.read(length), type=messages.AdminAnswer)
+        return _answers.decode(stream.read(length))
 
 
 def is_closed(sock: socket.socket) -> bool:
@@ -85,7 +86,7 @@ def test_a_closing_server_leaves_its_successors_socket_alone(tmp_path: Path) -> 
         # In a directory of its own, so that the inode cannot be the same by chance.
         (tmp_path / "next").mkdir()
         with serving(tmp_path / "next", FakeProvider(pid=2)):
-            os.rename(tmp_path / "next" / "admin.sock", tmp_path / "admin.sock")
+            (tmp_path / "next" / "admin.sock").rename(tmp_path / "admin.sock")
     assert (tmp_path / "admin.sock").exists()
 
 
@@ -199,7 +200,7 @@ def test_another_user_is_refused(
 
 def test_root_is_served_whoever_slimd_is(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server, "peer_credentials", lambda sock: (77, 0, 0))
-    monkeypatch.setattr(server.os, "geteuid", lambda: 1234)
+    monkeypatch.setattr(os, "geteuid", lambda: 1234)
     client.ask(run_dir, messages.GetStatus(), messages.Status)
 
 
@@ -219,7 +220,7 @@ def test_a_failed_system_call_of_the_provider_is_the_answer_and_logged(
     provider.error = SyscallError("setns", 2, "namespace x")
     with pytest.raises(ControlError, match=r"^setns: .*ENOENT.*namespace x$"):
         client.ask(run_dir, messages.GetConnections(), messages.Connections)
-    assert "GetConnections failed: setns" in caplog.text
+    assert "GetConnections failed: " in caplog.text
 
 
 def test_a_request_of_another_protocol_is_told_so(run_dir: Path, provider: FakeProvider) -> None:

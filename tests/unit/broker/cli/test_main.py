@@ -6,9 +6,9 @@ import subprocess
 import sys
 from typing import TYPE_CHECKING
 
+import click
 import pytest
 
-from slim.broker.admin import messages
 from slim.broker.cli import main
 from slim.broker.errors import ConfigError, SlimError, SyscallError
 from support.fake_admin import FakeProvider, serving
@@ -16,6 +16,8 @@ from support.terminal import slimctl
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from slim.broker.admin import messages
 
 COMMANDS = ("connections", "doctor", "overlay", "pki", "plugins", "ps", "status", "stop")
 HEAVY = ("asyncio", "cryptography", "msgspec", "pluggy", "pyroute2", "pyseccomp", "rich")
@@ -49,7 +51,7 @@ def test_help_lists_every_command() -> None:
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_has_help_that_begins_as_the_list_says(command: str) -> None:
-    found = main.slimctl.get_command(main.click.Context(main.slimctl), command)
+    found = main.slimctl.get_command(click.Context(main.slimctl), command)
     assert found is not None
     assert found.name == command
     assert found.help
