@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import socket
 import time
 from dataclasses import dataclass
@@ -114,7 +115,8 @@ async def _handshake(endpoint: Endpoint) -> str:
     except TimeoutError:
         return "timed out"
     except OSError as error:
-        return error.strerror or str(error)
+        # asyncio puts a text of its own, with the address, in place of the kernel's.
+        return os.strerror(error.errno) if error.errno else str(error)
     finally:
         with contextlib.suppress(OSError):
             reset(sock)

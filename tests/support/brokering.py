@@ -81,9 +81,8 @@ def state(
 
 
 def add_workload(to: Registry, described: messages.WorkloadState) -> Workload:
-    """A workload of which only the first address is ever a source."""
-    workload = to.add(described, os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
-    return workload
+    """A workload whose namespace is never looked at."""
+    return to.add(described, os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
 
 
 def listening(

@@ -29,7 +29,8 @@ class Holdings(NamedTuple):
 
     fds: int
     threads: int
-    rss_kib: int
+    anonymous_kib: int
+    """Resident memory that is its own, without the tables that it shares (RssAnon)."""
 
 
 def holdings(pid: int) -> Holdings:
@@ -39,5 +40,5 @@ def holdings(pid: int) -> Holdings:
     return Holdings(
         fds=len(os.listdir(f"/proc/{pid}/fd")),
         threads=int(fields["Threads"]),
-        rss_kib=int(fields["VmRSS"].split()[0]),
+        anonymous_kib=int(fields["RssAnon"].split()[0]),
     )

@@ -12,7 +12,7 @@ T = TypeVar("T")
 POLL_S = 0.02
 
 
-def eventually(condition: Callable[[], T | None], what: str, timeout_s: float = 5.0) -> T:
+def eventually(condition: Callable[[], T], what: str, timeout_s: float = 5.0) -> T:
     """The first true value of `condition`; AssertionError with the last one when time is up."""
     deadline = time.monotonic() + timeout_s
     while True:

@@ -169,16 +169,20 @@ class FakeControl:
 
     def send(self, message: messages.ToTraps, *fds: int) -> None:
         channel = eventually(lambda: self._channel, "traps connects")
+        assert channel is not None
         channel.send(message, fds)
 
     def request(self, message: messages.ToTraps, token: int, *fds: int) -> None:
         """Send, and wait for the Done with that token."""
         self.send(message, *fds)
         done = eventually(lambda: self._done(token), f"traps answers {type(message).__name__}")
+        assert done is not None
         assert done.error == ""
 
     def listener_up(self, port: int) -> messages.ListenerUp:
-        return eventually(lambda: self._listener_up(port), f"a host listener for port {port}")
+        up = eventually(lambda: self._listener_up(port), f"a host listener for port {port}")
+        assert up is not None
+        return up
 
     def _listener_up(self, port: int) -> messages.ListenerUp | None:
         for message in self.news:

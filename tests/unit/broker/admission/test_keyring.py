@@ -165,6 +165,15 @@ def test_keys_and_flows_end_with_their_time(ring: KeyRing, clock: Clock) -> None
     assert refusal(ring, sealed()) == "unknown-key"
 
 
+def test_a_new_key_sweeps_out_the_expired(ring: KeyRing, memory: Memory, clock: Clock) -> None:
+    gone = key_of(keyring.KIND_OPENING_KEY, 21)
+    assert gone in dict(memory.store.items())
+    clock.now += 360
+    ring.add_opening_key("b", 22, KEY, 360, [packed16(PEER_ADDRESS)])
+    assert gone not in dict(memory.store.items())
+    ring.admit(sealed(key_id=22), PEER_ADDRESS, LISTENER)
+
+
 def test_flows_are_dropped_one_by_one_by_workload_and_by_age(ring: KeyRing, clock: Clock) -> None:
     for number, workload in ((11, 77), (12, 78), (13, 78)):
         ring.add_flow(

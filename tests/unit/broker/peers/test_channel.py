@@ -840,7 +840,7 @@ def test_a_channel_ends_with_the_certificate_of_its_peer(
             await until(lambda: not asker.is_connected, "it is dropped")
 
     run(scenario())
-    assert "the channel to b is dropped: its certificate expired" in caplog.text
+    assert "is dropped: its certificate expired" in caplog.text
 
 
 def test_a_certificate_that_ends_soon_is_warned_of_at_the_start(
