@@ -18,6 +18,8 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
             case "needs_program":
                 for name in marker.args:
                     _need(name, capabilities.why_no_program(name))
+            case _:
+                pass
 
 
 def _need(capability: str, why_not: str) -> None:

@@ -16,6 +16,8 @@ slim_install_packages "${packages[@]}"
 slim_make_environment dev
 
 cd "$SLIM_ROOT"
+# What this script could install must not be skipped for want of it.
+export SLIM_REQUIRE=${SLIM_REQUIRE:-all}
 failed=()
 check() {
     slim_say "$*"

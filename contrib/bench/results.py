@@ -46,6 +46,10 @@ class Results:
         """Processor microseconds of the whole machine per operation."""
         return [sample.cpu_us_per_operation() for sample in self.samples.get(contender, [])]
 
+    def process_costs(self, contender: Contender) -> list[float]:
+        """Processor microseconds of server, load and slimd per operation."""
+        return [sample.processes_us_per_operation() for sample in self.samples.get(contender, [])]
+
     def rate_ratio(self, above: Contender, below: Contender) -> Estimate | None:
         """None if one of them did not run."""
         return _ratio(self.rates(above), self.rates(below))
@@ -53,6 +57,10 @@ class Results:
     def cost_ratio(self, above: Contender, below: Contender) -> Estimate | None:
         """None if one of them did not run."""
         return _ratio(self.costs(above), self.costs(below))
+
+    def process_cost_ratio(self, above: Contender, below: Contender) -> Estimate | None:
+        """None if one of them did not run."""
+        return _ratio(self.process_costs(above), self.process_costs(below))
 
     def verdict(self, bar: Bar) -> Verdict | None:
         """None if Slim or the other did not run."""

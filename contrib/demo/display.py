@@ -150,5 +150,5 @@ def _ratio(results: Results | None, against: Contender) -> str:
 
 
 def _cost_ratio(results: Results | None) -> str:
-    ratio = results.cost_ratio(Contender.SLIM, Contender.OVERLAY) if results else None
+    ratio = results.process_cost_ratio(Contender.SLIM, Contender.OVERLAY) if results else None
     return f"{ratio.median:.2f}" if ratio else NOTHING

@@ -42,6 +42,10 @@ class Sample:
         """Microseconds of the whole machine, soft interrupts included."""
         return self.cpu.machine / self.rate * 1e6
 
+    def processes_us_per_operation(self) -> float:
+        """Microseconds of server, load and slimd alone: other work on the machine is no part."""
+        return self.cpu.processes / self.rate * 1e6
+
     def parts_us_per_operation(self) -> dict[str, float]:
         """Microseconds by part of the experiment."""
         return {name: use / self.rate * 1e6 for name, use in self.cpu.parts.items()}

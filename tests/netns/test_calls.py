@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import time
@@ -12,7 +13,7 @@ import pytest
 
 from support.firewall import filtering
 from support.polling import eventually
-from support.probes import calls, peers
+from support.probes import connected, connecting, listening, peers, visiting
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -23,8 +24,9 @@ pytestmark = [pytest.mark.needs_root, pytest.mark.needs_netns]
 
 PORT = 8000
 FREE_PORT = 8999
-SILENT_PORT = 9999
 EPOLLOUT, EPOLLERR = 4, 8
+_ports = itertools.count(8300)
+"""No port is used twice, so that no test meets another's connections."""
 ANYWHERE = {4: "0.0.0.0", 6: "::"}
 CONTENDERS = ("native", "brokered")
 IPV4 = pytest.mark.parametrize("version", [4])
@@ -102,7 +104,7 @@ def assert_true_addresses(pair: Pair, greeting: dict[str, Any]) -> None:
 
 
 def test_nonblocking_connect_is_in_progress_then_writable(pair: Pair) -> None:
-    seen = pair.call(calls.connect_nonblocking)
+    seen = pair.call(connecting.connect_nonblocking)
     assert seen["first"] == "EINPROGRESS"
     assert seen["events"] & EPOLLOUT
     assert not seen["events"] & EPOLLERR
@@ -114,17 +116,17 @@ def test_nonblocking_connect_is_in_progress_then_writable(pair: Pair) -> None:
 
 
 def test_socket_registered_with_epoll_before_connect_reports_the_connection(pair: Pair) -> None:
-    seen = pair.call(calls.connect_and_poll_first)
+    seen = pair.call(connecting.connect_and_poll_first)
     assert seen["registered"] == "EEXIST"
     assert_true_addresses(pair, seen["greeting"])
 
 
 def test_connect_on_a_connected_socket_is_eisconn(pair: Pair) -> None:
-    assert pair.call(calls.connect_again_while_connected) == ["", "EISCONN", "EISCONN"]
+    assert pair.call(connecting.connect_again_while_connected) == ["", "EISCONN", "EISCONN"]
 
 
 def test_connect_to_a_closed_port_is_refused(pair: Pair) -> None:
-    assert pair.client.call(calls.connect_refused, pair.address, FREE_PORT) == {
+    assert pair.client.call(connecting.connect_refused, pair.address, FREE_PORT) == {
         "blocking": "ECONNREFUSED",
         "so_error_after": 0,
         "nonblocking": "EINPROGRESS",
@@ -133,13 +135,13 @@ def test_connect_to_a_closed_port_is_refused(pair: Pair) -> None:
 
 
 def test_a_socket_can_be_connected_after_a_refusal(pair: Pair) -> None:
-    assert_true_addresses(pair, pair.call(calls.refused_then_connected, FREE_PORT))
+    assert_true_addresses(pair, pair.call(connecting.refused_then_connected, FREE_PORT))
 
 
 @pytest.mark.needs_program("nft")
 @IPV4
 def test_connect_ends_with_the_send_timeout(silent: Pair) -> None:
-    seen = silent.call(calls.connect_with_timeout, 0.5)
+    seen = silent.call(connecting.connect_with_timeout, 0.5)
     assert seen["errno"] == "EINPROGRESS"
     assert 0.4 < seen["took_s"] < 3
 
@@ -147,7 +149,7 @@ def test_connect_ends_with_the_send_timeout(silent: Pair) -> None:
 @pytest.mark.needs_program("nft")
 @IPV4
 def test_signal_without_restart_ends_a_blocking_connect_with_eintr(silent: Pair) -> None:
-    seen = silent.call(calls.connect_interrupted, False)
+    seen = silent.call(connecting.connect_interrupted, False)
     assert (seen["errno"], seen["signals"]) == ("EINTR", 1)
     assert seen["took_s"] < 3
 
@@ -156,33 +158,33 @@ def test_signal_without_restart_ends_a_blocking_connect_with_eintr(silent: Pair)
 @IPV4
 def test_signal_with_restart_lets_a_blocking_connect_go_on(silent: Pair) -> None:
     """Natively until it is shut down; brokered the overlay is there when the budget is used up."""
-    seen = silent.call(calls.connect_interrupted, True)
+    seen = silent.call(connecting.connect_interrupted, True)
     assert seen["signals"] == 1
     assert seen["took_s"] > 0.5
     assert seen["errno"] != "EINTR"
 
 
 def test_disconnected_socket_can_be_connected_again(pair: Pair) -> None:
-    seen = pair.call(calls.disconnect)
+    seen = pair.call(connecting.disconnect)
     assert (seen["disconnect"], seen["peer"], seen["nodelay"]) == (0, "ENOTCONN", 1)
     assert_true_addresses(pair, seen["greeting"])
 
 
 def test_connect_from_a_bound_address_and_port(pair: Pair, version: int) -> None:
     own = pair.client.address(version)
-    seen = pair.call(calls.connect_bound, own, 7777)
+    seen = pair.call(connecting.connect_bound, own, 7777)
     assert_true_addresses(pair, seen)
     assert seen["peer"] == peers.endpoint((own, 7777))
 
 
 def test_connect_from_a_bound_port_on_the_wildcard_address(pair: Pair, version: int) -> None:
-    seen = pair.call(calls.connect_bound, pair.anywhere, 7778)
+    seen = pair.call(connecting.connect_bound, pair.anywhere, 7778)
     assert_true_addresses(pair, seen)
     assert seen["peer"] == peers.endpoint((pair.client.address(version), 7778))
 
 
 def test_connect_with_bad_arguments_fails_as_the_kernel_says(pair: Pair) -> None:
-    assert pair.call(calls.connect_bad_arguments) == {
+    assert pair.call(connecting.connect_bad_arguments) == {
         "bad pointer": "EFAULT",
         "no pointer": "EFAULT",
         "length 0": "EINVAL",
@@ -198,7 +200,7 @@ def test_connect_with_bad_arguments_fails_as_the_kernel_says(pair: Pair) -> None
 
 @IPV4
 def test_connects_of_many_threads_at_once(pair: Pair) -> None:
-    seen = pair.call(calls.thread_visits, 32, 20)
+    seen = pair.call(visiting.thread_visits, 32, 20)
     assert (seen["done"], seen["wrong"]) == (640, [])
     assert seen["fds"] < 10
 
@@ -207,7 +209,7 @@ def test_connects_of_many_threads_at_once(pair: Pair) -> None:
 
 
 def test_names_before_and_after_connect(pair: Pair) -> None:
-    seen = pair.call(calls.names)
+    seen = pair.call(connected.names)
     assert seen["before"] == peers.endpoint((pair.anywhere, 0))
     assert seen["peer_before"] == "ENOTCONN"
     assert_true_addresses(pair, seen["greeting"])
@@ -216,7 +218,7 @@ def test_names_before_and_after_connect(pair: Pair) -> None:
 
 def test_names_with_bad_arguments(pair: Pair, version: int) -> None:
     size = 16 if version == 4 else 28
-    seen = pair.call(calls.names_with_bad_arguments)
+    seen = pair.call(connected.names_with_bad_arguments)
     for call in ("getsockname", "getpeername"):
         assert seen[f"{call}: bad pointer"] == "EFAULT"
         assert seen[f"{call}: bad length pointer"] == "EFAULT"
@@ -229,16 +231,16 @@ def test_names_with_bad_arguments(pair: Pair, version: int) -> None:
 
 
 def test_options_set_before_connect_are_in_force_after_it(pair: Pair) -> None:
-    for name, (before, after) in pair.call(calls.options).items():
+    for name, (before, after) in pair.call(connected.options).items():
         assert before == after, name
 
 
 def test_flags_and_owner_of_the_fd_are_kept(pair: Pair) -> None:
-    assert pair.call(calls.file_state) == [[True, True]] * 4
+    assert pair.call(connected.file_state) == [[True, True]] * 4
 
 
 def test_both_numbers_of_a_duplicated_socket_are_the_connection(pair: Pair) -> None:
-    seen = pair.call(calls.duplicate_before_connect)
+    seen = pair.call(connected.duplicate_before_connect)
     assert seen["same_file"]
     assert seen["copy_name"] == seen["greeting"]["client_name"]
     assert seen["copy_peer"] == seen["greeting"]["client_peer"]
@@ -246,31 +248,25 @@ def test_both_numbers_of_a_duplicated_socket_are_the_connection(pair: Pair) -> N
 
 
 def test_socket_shared_with_a_child_is_connected_for_both(pair: Pair) -> None:
-    assert_true_addresses(pair, pair.call(calls.fork_before_connect))
+    assert_true_addresses(pair, pair.call(connected.fork_before_connect))
 
 
 def test_connection_lives_on_in_a_child(pair: Pair) -> None:
-    assert_true_addresses(pair, pair.call(calls.inherit_connection))
+    assert_true_addresses(pair, pair.call(connected.inherit_connection))
 
 
 # --- accept, listen ---------------------------------------------------------------------------
 
 
-def next_port(counter: list[int] = [8300]) -> int:  # noqa: B006
-    """Ports are not used twice, so that no test meets another's connections."""
-    counter[0] += 1
-    return counter[0]
-
-
 def serve(pair: Pair, probe: Any, *more: object) -> tuple[Running, int]:
-    port = next_port()
+    port = next(_ports)
     return pair.server.probe(probe, pair.anywhere, port, *more), port
 
 
 def test_accept_flags_and_empty_queue(pair: Pair) -> None:
-    running, port = serve(pair, calls.accept_calls)
+    running, port = serve(pair, listening.accept_calls)
     assert running.result() == {"empty": "EAGAIN"}
-    visitor = pair.client.probe(calls.visit_in_turn, pair.address, port, 4)
+    visitor = pair.client.probe(visiting.visit_in_turn, pair.address, port, 4)
     assert running.result() == {"nonblocking_of_accept": False}
     seen = [running.result() for _ in range(3)]
     assert [each["nonblocking"] for each in seen] == [False, True, False]
@@ -282,14 +278,14 @@ def test_accept_flags_and_empty_queue(pair: Pair) -> None:
 
 
 def test_accept_ends_with_the_receive_timeout(pair: Pair) -> None:
-    port = next_port()
-    seen = pair.server.call(calls.accept_with_timeout, pair.anywhere, port)
+    port = next(_ports)
+    seen = pair.server.call(listening.accept_with_timeout, pair.anywhere, port)
     assert seen["errno"] == "EAGAIN"
     assert 0.25 < seen["took_s"] < 3
 
 
 def test_signal_without_restart_ends_accept_with_eintr(pair: Pair) -> None:
-    running, _ = serve(pair, calls.accept_interrupted, False)
+    running, _ = serve(pair, listening.accept_interrupted, False)
     assert running.result() == "listening"
     _wait_until_blocked(running.pid)
     os.kill(running.pid, signal.SIGUSR1)
@@ -297,7 +293,7 @@ def test_signal_without_restart_ends_accept_with_eintr(pair: Pair) -> None:
 
 
 def test_signal_with_restart_lets_accept_go_on(pair: Pair) -> None:
-    running, port = serve(pair, calls.accept_interrupted, True)
+    running, port = serve(pair, listening.accept_interrupted, True)
     assert running.result() == "listening"
     _wait_until_blocked(running.pid)
     for _ in range(3):
@@ -312,7 +308,7 @@ def test_signal_with_restart_lets_accept_go_on(pair: Pair) -> None:
 
 
 def test_accept_with_a_bad_pointer_leaves_the_listener_fine(pair: Pair) -> None:
-    running, port = serve(pair, calls.accept_bad_pointer)
+    running, port = serve(pair, listening.accept_bad_pointer)
     assert running.result() == "listening"
     lost = pair.client.probe(peers.visit_plainly, pair.address, port)
     assert running.result() == {"fd": -1, "errno": "EFAULT"}
@@ -321,7 +317,7 @@ def test_accept_with_a_bad_pointer_leaves_the_listener_fine(pair: Pair) -> None:
 
 
 def test_accept_where_nobody_listens(pair: Pair) -> None:
-    assert pair.call(calls.accept_elsewhere) == {
+    assert pair.call(listening.accept_elsewhere) == {
         "fresh": "EINVAL",
         "connected": "EINVAL",
         "listen while connected": "EINVAL",
@@ -331,9 +327,9 @@ def test_accept_where_nobody_listens(pair: Pair) -> None:
 
 
 def test_names_of_a_listener_and_listen_twice(pair: Pair) -> None:
-    port = next_port()
+    port = next(_ports)
     name = peers.endpoint((pair.anywhere, port))
-    assert pair.server.call(calls.listener_names, pair.anywhere, port) == {
+    assert pair.server.call(listening.listener_names, pair.anywhere, port) == {
         "name": name,
         "peer": "ENOTCONN",
         "accepts": 1,
@@ -345,22 +341,22 @@ def test_names_of_a_listener_and_listen_twice(pair: Pair) -> None:
 
 @IPV4
 def test_listen_without_bind(pair: Pair) -> None:
-    assert pair.server.call(calls.listen_without_bind).startswith("0.0.0.0:")
+    assert pair.server.call(listening.listen_without_bind).startswith("0.0.0.0:")
 
 
 def test_close_and_bind_again_at_once_fifty_times(pair: Pair) -> None:
-    assert pair.server.call(calls.rebind, pair.anywhere, next_port(), 50) == 50
+    assert pair.server.call(listening.rebind, pair.anywhere, next(_ports), 50) == 50
 
 
 def test_bind_to_a_port_in_use(pair: Pair) -> None:
-    assert pair.server.call(calls.bind_in_use, pair.anywhere, next_port()) == "EADDRINUSE"
+    assert pair.server.call(listening.bind_in_use, pair.anywhere, next(_ports)) == "EADDRINUSE"
 
 
 @IPV4
 def test_reuseport_group_serves_every_connection_with_true_addresses(pair: Pair) -> None:
-    running, port = serve(pair, calls.reuseport_group, 3)
+    running, port = serve(pair, listening.reuseport_group, 3)
     members = {running.result() for _ in range(3)}
-    seen = pair.client.call(calls.visit_often, pair.address, port, 60)
+    seen = pair.client.call(visiting.visit_often, pair.address, port, 60)
     assert seen["wrong"] == []
     served = dict(seen["served"])
     assert sum(served.values()) == 60
@@ -369,9 +365,9 @@ def test_reuseport_group_serves_every_connection_with_true_addresses(pair: Pair)
 
 @IPV4
 def test_reuseport_group_serves_plain_peers(hosts: TwoHosts, pair: Pair) -> None:
-    running, port = serve(pair, calls.reuseport_group, 3)
+    running, port = serve(pair, listening.reuseport_group, 3)
     members = {running.result() for _ in range(3)}
-    seen = hosts.plain("a").call(calls.visit_often, pair.address, port, 60)
+    seen = hosts.plain("a").call(visiting.visit_often, pair.address, port, 60)
     assert seen["wrong"] == []
     assert sum(count for _, count in seen["served"]) == 60
     assert {pid for pid, _ in seen["served"]} <= members

@@ -135,8 +135,10 @@ def test_the_fast_path_comes_back_with_the_host_ports(
         row = row_to(hosts, running.result()["client_peer"])
         running.stop()
         eventually(
-            lambda: not any(
-                each.state == "estab" for each in hosts.rows("a", "out", to=row.overlay_peer)
+            lambda: (
+                not any(
+                    each.state == "estab" for each in hosts.rows("a", "out", to=row.overlay_peer)
+                )
             ),
             "the connection is over",
         )

@@ -118,8 +118,7 @@ def test_an_open_connection_needs_no_slimd_process(
     assert hosts.row("a", seen["client_name"]).path == "fast"
     for pid in paused:
         os.kill(pid, signal.SIGSTOP)
-    for pid in paused:
-        eventually(lambda pid=pid: _state(pid) == "T", f"process {pid} is stopped")
+    eventually(lambda: all(_state(pid) == "T" for pid in paused), "all of slimd is stopped")
     connection.tell("echo")
     assert connection.result() == BULK_BYTES
     for pid in paused:
@@ -144,4 +143,3 @@ def test_a_closed_connection_leaves_the_table(
 def _state(pid: int) -> str:
     with open(f"/proc/{pid}/stat") as stat:
         return stat.read().rpartition(")")[2].split()[0]
-

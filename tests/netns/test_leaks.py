@@ -9,7 +9,7 @@ import pytest
 
 from support.measuring import Holdings, holdings
 from support.polling import eventually
-from support.probes import calls, peers
+from support.probes import listening, peers, visiting
 
 if TYPE_CHECKING:
     from support.two_hosts import TwoHosts, Workload
@@ -35,16 +35,17 @@ def greeting_server(server: Workload) -> Workload:
 @pytest.fixture(scope="module")
 def warm(client: Workload, greeting_server: Workload) -> None:
     """Caches, allocator and tables are as full as they get."""
-    client.call(calls.thread_visits, greeting_server.address4, PORT, THREADS, 50)
+    client.call(visiting.thread_visits, greeting_server.address4, PORT, THREADS, 50)
 
 
 class Watched:
-    """slimd's processes on both hosts. Their ids are asked for once: asking opens an fd in control."""
+    """slimd's processes on both hosts.
+
+    Their ids are asked for once: who asks control has a connection, and so an fd, there.
+    """
 
     def __init__(self, hosts: TwoHosts) -> None:
-        self._pids = {
-            (host, role): hosts.pid(host, role) for host in ("a", "b") for role in ROLES
-        }
+        self._pids = {(host, role): hosts.pid(host, role) for host in ("a", "b") for role in ROLES}
 
     def holdings(self) -> dict[tuple[str, str], Holdings]:
         return {key: holdings(pid) for key, pid in self._pids.items()}
@@ -89,7 +90,7 @@ def test_two_thousand_connections_leave_nothing_behind(
     settle(hosts)
     before = watched.holdings()
     seen = client.call(
-        calls.thread_visits, greeting_server.address4, PORT, THREADS, CONNECTIONS // THREADS
+        visiting.thread_visits, greeting_server.address4, PORT, THREADS, CONNECTIONS // THREADS
     )
     assert (seen["done"], seen["wrong"]) == (CONNECTIONS, [])
     settle(hosts)
@@ -106,10 +107,10 @@ def test_plain_peers_leave_nothing_behind(
 ) -> None:
     stranger = hosts.plain("a")
     where = (greeting_server.address4, PORT, THREADS)
-    stranger.call(calls.thread_visits, *where, 5)
+    stranger.call(visiting.thread_visits, *where, 5)
     settle(hosts)
     before = watched.holdings()
-    seen = stranger.call(calls.thread_visits, *where, 25)
+    seen = stranger.call(visiting.thread_visits, *where, 25)
     assert (seen["done"], seen["wrong"]) == (THREADS * 25, [])
     settle(hosts)
     wait_until_back(watched, before)
@@ -134,6 +135,6 @@ def test_listeners_that_come_and_go_leave_nothing_behind(
 ) -> None:
     listeners = hosts.status("b").listeners
     before = watched.holdings()
-    greeting_server.call(calls.rebind, "0.0.0.0", PORT + 1, 100)
+    greeting_server.call(listening.rebind, "0.0.0.0", PORT + 1, 100)
     eventually(lambda: hosts.status("b").listeners == listeners, "the listeners are gone", 10)
     wait_until_back(watched, before)

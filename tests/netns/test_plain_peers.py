@@ -9,8 +9,6 @@ import pytest
 from support.probes import peers, untouched
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from support.two_hosts import TwoHosts, Workload
 
 pytestmark = [pytest.mark.needs_root, pytest.mark.needs_netns]
@@ -76,7 +74,7 @@ def test_a_brokered_client_reaches_a_plain_server(
 
 
 @pytest.fixture(scope="module")
-def stranger_server(hosts: TwoHosts) -> Iterator[Workload]:
+def stranger_server(hosts: TwoHosts) -> Workload:
     """A container on host b that no slimd hears of, with servers."""
     workload = hosts.plain("b", "stranger-server")
     for version, anywhere in ANYWHERE.items():
@@ -149,9 +147,7 @@ def test_unix_sockets_are_left_alone(client: Workload) -> None:
     assert client.call(untouched.unix_pair) == "hello"
 
 
-def test_a_destination_outside_the_overlay_is_left_alone(
-    hosts: TwoHosts, client: Workload
-) -> None:
+def test_a_destination_outside_the_overlay_is_left_alone(hosts: TwoHosts, client: Workload) -> None:
     """Natively there is no route out of the container."""
     host = str(hosts.host("b").address4)
     native = client.plain().call(untouched.refusal, host, 22)

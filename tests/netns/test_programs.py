@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import pytest
-
 from lab import loads
 from lab.programs import Memcached, Postgres, Redis
+
 from support.polling import eventually
-from support.probes import calls, memcache, peers
+from support.probes import listening, memcache, peers, visiting
 from support.programs import NGINX_WORKERS, build_go, build_static, start_nginx
 
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from lab.programs import Server
+
     from support.two_hosts import TwoHosts, Workload
 
     Started = Callable[[str, Callable[[Path], Server]], Server]
@@ -72,16 +73,13 @@ def started(directory: Path) -> Iterator[Started]:
         server.stop()
 
 
-
 def run_load(hosts: TwoHosts, visitor: Visitor, server: Server, load: loads.Load) -> float:
     """Run a load to its end; all its connections must be fast. Gives operations per second."""
     running = visitor.workload.start(*load.argv)
 
     def paths() -> list[tuple[str, str]]:
         rows = hosts.rows(visitor.host, "out", to=str(server.endpoint))
-        return [
-            (row.path, row.reason) for row in rows if row.workload == visitor.workload.name
-        ]
+        return [(row.path, row.reason) for row in rows if row.workload == visitor.workload.name]
 
     seen = eventually(paths, "the load is connected", 10)
     output, _ = running.popen.communicate(timeout=30)
@@ -241,11 +239,11 @@ def test_every_worker_of_a_preforking_server_sees_true_addresses(
     """Two workloads at once, on both hosts, a few hundred connections."""
     port = 8500 + version
     anywhere = {4: "0.0.0.0", 6: "::"}[version]
-    running = server.probe(calls.prefork, anywhere, port, NGINX_WORKERS)
+    running = server.probe(listening.prefork, anywhere, port, NGINX_WORKERS)
     running.result()
     where = (server.address(version), port, 150)
-    first = client.probe(calls.visit_often, *where)
-    second = neighbour.probe(calls.visit_often, *where)
+    first = client.probe(visiting.visit_often, *where)
+    second = neighbour.probe(visiting.visit_often, *where)
     workers: set[int] = set()
     for seen in (first.result(), second.result()):
         assert seen["wrong"] == []

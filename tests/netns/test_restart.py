@@ -9,11 +9,11 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
-
 from lab.programs import Postgres, Redis
+
 from support.firewall import filtering
 from support.polling import eventually
-from support.probes import calls, peers, sessions
+from support.probes import peers, sessions, visiting
 from support.programs import start_nginx
 from support.two_hosts import Running, TwoHosts, Workload
 
@@ -173,7 +173,7 @@ def test_calls_held_by_a_killed_traps_are_answered_by_its_successor(
 ) -> None:
     """Eight threads connect all the time, while traps is killed at both ends, twice."""
     threads, kills = 8, 2
-    load = client.probe(calls.patient_visits, greeting_server.address4, PORT, threads)
+    load = client.probe(visiting.patient_visits, greeting_server.address4, PORT, threads)
     assert load.result() == "started"
     for _ in range(kills):
         for host in ("a", "b"):
@@ -199,7 +199,7 @@ def test_connect_that_was_held_when_traps_was_killed_ends_well(
     client.call(peers.visit, greeting_server.address4, PORT)
     drop = 'iifname "eth0" tcp dport 20000-29999 drop'
     with filtering(hosts.host("b").netns, drop):
-        running = client.probe(calls.announced_visit, greeting_server.address4, PORT)
+        running = client.probe(visiting.announced_visit, greeting_server.address4, PORT)
         assert running.result() == "connecting"
         eventually(
             lambda: any(row.state == "syn-sent" for row in hosts.rows("a", "out")),
@@ -240,8 +240,7 @@ def test_release_ends_every_process_and_no_connection() -> None:
         running.result()
         pids = [hosts.pid("a", role) for role in ("control", "traps", "keeper")]
         hosts.slimds["a"].slimctl("stop", "--release")
-        for pid in pids:
-            eventually(lambda pid=pid: not is_running(pid), f"process {pid} has ended")
+        eventually(lambda: not any(map(is_running, pids)), "all three processes have ended")
         running.tell("echo")
         assert running.result() == 1000
         running.stop()

@@ -133,7 +133,9 @@ def test_denied_connection_is_listed_with_its_rule(
     assert running.result() == "EACCES"
     peer = peers.endpoint((db.address4, DB_PORT))
     row = eventually(
-        lambda: next((row for row in hosts.rows("a", "out", to=peer) if row.path == "denied"), None),
+        lambda: next(
+            (row for row in hosts.rows("a", "out", to=peer) if row.path == "denied"), None
+        ),
         "the denied connection is listed",
     )
     assert row is not None

@@ -61,7 +61,7 @@ def test_the_underlay_shows_no_overlay_address_and_no_label(
                 server.probe(quiet.echo_server, anywhere, PORT + version).result()
                 address = server.address(version)
                 assert client.call(quiet.echo, address, PORT + version, CONNECTIONS) == CONNECTIONS
-            data = eventually(lambda: _captured(capture), "packets in the capture")
+            eventually(lambda: _captured(capture), "packets in the capture")
         finally:
             tcpdump.send_signal(signal.SIGTERM)
             tcpdump.wait(5)

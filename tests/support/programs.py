@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lab.programs import start_server
+
 from slim.broker.endpoints import Endpoint
 from support import capabilities
 

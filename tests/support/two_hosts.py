@@ -24,7 +24,9 @@ from lab.machines import Machine
 from lab.places import Place, enter_network
 from lab.processes import Process
 from lab.slimd import Slimd, make_authority
+
 from slim.broker.admin import client, messages
+from slim.broker.errors import ControlError
 from support.polling import eventually
 
 if TYPE_CHECKING:
@@ -157,9 +159,7 @@ class Workload:
 
     def place(self, version: int = 4) -> Place:
         """As contrib/lab names it."""
-        address: Address = (
-            self._container.address4 if version == 4 else self._container.address6
-        )
+        address: Address = self._container.address4 if version == 4 else self._container.address6
         return Place(name=self.name, address=address, prefix=self.prefix)
 
     def plain(self) -> Workload:
@@ -190,9 +190,7 @@ class Workload:
         )
         return done.stdout
 
-    def try_run(
-        self, *argv: str, timeout_s: float = PROBE_S
-    ) -> subprocess.CompletedProcess[str]:
+    def try_run(self, *argv: str, timeout_s: float = PROBE_S) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [*self.prefix, *argv],
             stdin=subprocess.DEVNULL,
@@ -208,7 +206,7 @@ class Workload:
 class TwoHosts:
     """The lab's hosts `a` and `b`, each with a slimd; a context manager."""
 
-    def __init__(self, a: Settings = Settings(), b: Settings = Settings()) -> None:  # noqa: B008
+    def __init__(self, a: Settings = Settings(), b: Settings = Settings()) -> None:
         self._settings = {"a": a, "b": b}
         self._running: list[Running] = []
         self._daemons: list[Process] = []
@@ -308,7 +306,7 @@ class TwoHosts:
     def answers(self, host: str) -> bool:
         try:
             self.status(host)
-        except client.ControlError:
+        except ControlError:
             return False
         return True
 
@@ -330,17 +328,12 @@ class TwoHosts:
 
     def row(self, host: str, local: str) -> messages.Connection:
         """The one connection with that overlay address and port at this end."""
-        return eventually(
-            lambda: next(
-                (
-                    row
-                    for row in self.rows(host)
-                    if row.overlay_local == local and row.direction != "listen"
-                ),
-                None,
-            ),
-            f"a connection of {local} in the table of host {host}",
-        )
+
+        def find() -> list[messages.Connection]:
+            rows = self.rows(host, "out") + self.rows(host, "in")
+            return [row for row in rows if row.overlay_local == local]
+
+        return eventually(find, f"a connection of {local} in the table of host {host}")[0]
 
     def log(self, host: str) -> str:
         return (self.host(host).directory / "slimd.log").read_text(errors="replace")

@@ -58,8 +58,7 @@ def udp_visit(address: str, port: int) -> dict[str, Any]:
         return {
             "peer": sock.recv(2048).decode(),
             "client_name": endpoint(sock.getsockname()),
-            "client_netns_is_own": sock.getsockopt(socket.SOL_SOCKET, SO_NETNS_COOKIE, 8)
-            == before,
+            "client_netns_is_own": sock.getsockopt(socket.SOL_SOCKET, SO_NETNS_COOKIE, 8) == before,
         }
 
 

@@ -56,6 +56,14 @@ def test_cost_per_operation_is_machine_time_by_rate() -> None:
     assert ratio.median == pytest.approx(0.25)
 
 
+def test_cost_of_processes_leaves_the_rest_of_the_machine_out() -> None:
+    results = make_results(100, 50, 100)
+    assert results.process_costs(Contender.OVERLAY) == [pytest.approx(0.5 / 50 * 1e6)] * 5
+    ratio = results.process_cost_ratio(Contender.SLIM, Contender.OVERLAY)
+    assert ratio is not None
+    assert ratio.median == pytest.approx(0.5)
+
+
 def test_equal_rounds_are_settled_and_scattered_ones_are_not() -> None:
     assert make_results(100, 50, 90).is_settled()
     results = make_results(100, 50, 90, rounds=4)
