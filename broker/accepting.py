@@ -136,12 +136,17 @@ class Acceptor:
             if isinstance(taken, Ready):
                 self._deliver(state, waiter, taken)
                 return True
+        # More may be queued, and no edge will tell: look again after everybody had a turn.
+        self._context.loop.call_later(0, lambda: self._on_acceptable(state))
         return False
 
     def _take(self, state: AcceptState, sock: socket.socket) -> Ready | bool | None:
         """Accept one host connection: Ready; True: it was not for the program; None: none there."""
         # The file may be a blocking one, and its flags are the program's: look before accept.
-        if not select.select([sock], [], [], 0)[0]:
+        # poll, not select: strangers can drive fd numbers beyond FD_SETSIZE.
+        look = select.poll()
+        look.register(sock, select.POLLIN)
+        if not look.poll(0):
             return None
         try:
             accepted, name = sock.accept()

@@ -17,9 +17,10 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.needs_root, pytest.mark.needs_netns]
 
 PORT = 8000
-CONNECTIONS = 2000
+CONNECTIONS = 10_000
+PARTS = 5
 THREADS = 8
-STARTS = 20
+STARTS = 200
 ROLES = ("control", "traps", "keeper")
 MOST_GROWTH_KIB = 3 * 1024
 POOL_THREADS = min(32, (os.cpu_count() or 1) + 4) + 1
@@ -84,15 +85,21 @@ def wait_until_back(watched: Watched, before: dict[tuple[str, str], Holdings]) -
 
 
 @pytest.mark.usefixtures("warm")
-def test_two_thousand_connections_leave_nothing_behind(
+def test_ten_thousand_connections_leave_nothing_behind(
     hosts: TwoHosts, watched: Watched, client: Workload, greeting_server: Workload
 ) -> None:
     settle(hosts)
     before = watched.holdings()
-    seen = client.call(
-        visiting.thread_visits, greeting_server.address4, PORT, THREADS, CONNECTIONS // THREADS
-    )
-    assert (seen["done"], seen["wrong"]) == (CONNECTIONS, [])
+    # In parts, each well within the time limit of a probe on a busy machine.
+    for _ in range(PARTS):
+        seen = client.call(
+            visiting.thread_visits,
+            greeting_server.address4,
+            PORT,
+            THREADS,
+            CONNECTIONS // PARTS // THREADS,
+        )
+        assert (seen["done"], seen["wrong"]) == (CONNECTIONS // PARTS, [])
     settle(hosts)
     wait_until_back(watched, before)
     after = watched.holdings()
@@ -117,7 +124,7 @@ def test_plain_peers_leave_nothing_behind(
 
 
 @pytest.mark.usefixtures("warm")
-def test_twenty_programs_leave_nothing_behind(
+def test_two_hundred_programs_leave_nothing_behind(
     hosts: TwoHosts, watched: Watched, client: Workload, greeting_server: Workload
 ) -> None:
     client.call(peers.visit, greeting_server.address4, PORT)

@@ -761,6 +761,51 @@ def test_when_both_dial_at_once_one_channel_stays_and_every_question_is_answered
     run(scenario())
 
 
+def test_a_question_on_a_young_channel_waits_for_the_one_that_replaces_it(
+    a: HostCredentials, b: HostCredentials, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(channel, "REPLACEMENT_S", LIMIT_S)
+    endpoint = Endpoint(LOOPBACK, free_port())
+
+    async def scenario() -> None:
+        async with Side(a) as side, raw_server(endpoint, b.server_context()) as came:
+            asking = asyncio.create_task(side.links.ask("b", endpoint, question("a", "b")))
+            old = await came.get()
+            old.send(HELLO)
+            while not isinstance(await old.receive(), messages.Resolve):
+                pass
+            old.writer.transport.abort()
+            await until(lambda: not side.is_connected, "the first channel ended")
+            async with raw_client(side.endpoint, b.client_context()) as new:
+                new.send(HELLO)
+                while not isinstance(asked := await new.receive(), messages.Resolve):
+                    pass
+                new.send(answer_fast(asked))
+                assert isinstance((await asking)[1], messages.ResolvedFast)
+
+    run(scenario())
+
+
+def test_a_channel_too_many_is_ended_in_good_order(a: HostCredentials, b: HostCredentials) -> None:
+    endpoint = Endpoint(LOOPBACK, free_port())
+
+    async def scenario() -> None:
+        async with Side(a) as side, raw_server(endpoint, b.server_context()) as came:
+            asking = asyncio.create_task(side.links.ask("b", endpoint, question("a", "b")))
+            (await came.get()).send(HELLO)
+            await until(lambda: side.is_connected, "the channel that a dialled is up")
+            async with raw_client(side.endpoint, b.client_context()) as second:
+                second.send(HELLO)
+                assert isinstance(await second.receive(), messages.Hello)
+                # Not a reset, which could overtake the Hello.
+                with pytest.raises(EOFError):
+                    await second.receive()
+            assert side.recorder.events == [("connected", "b")]
+            asking.cancel()
+
+    run(scenario())
+
+
 def test_a_second_channel_replaces_one_that_stood_for_a_while(
     a: HostCredentials, b: HostCredentials, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -102,6 +102,9 @@ def test_a_length_out_of_bounds_is_refused_before_the_payload_comes(length: int)
         pytest.param(framed(b"\x95\xa5Hello\x01\xa2\xff\xfe\x90\x90"), id="text that is no UTF-8"),
         pytest.param(framed(b"\x91" * 60_000), id="deep lists"),
         pytest.param(framed(b"\x92\xa4Ping" + b"\x91" * 60_000), id="deep lists in a field"),
+        pytest.param(
+            framed(b"\x93\xa4Ping\x01" + b"\x91" * 60_000), id="deep lists after all fields"
+        ),
         pytest.param(framed(b"\x81\xa1a" * 20_000), id="deep maps"),
         pytest.param(framed(b"\xdd\xff\xff\xff\xff"), id="list of 4 G"),
         pytest.param(framed(b"\x95\xa5Hello\x01\xa1a\xdd\xff\xff\xff\xff"), id="addresses of 4 G"),
