@@ -136,8 +136,10 @@ class Acceptor:
             if isinstance(taken, Ready):
                 self._deliver(state, waiter, taken)
                 return True
-        # More may be queued, and no edge will tell: look again after everybody had a turn.
+        # More may be queued, and no edge will tell: look again after everybody had a turn, and
+        # let a program that polls edges of its own hear of it.
         self._context.loop.call_later(0, lambda: self._on_acceptable(state))
+        self._wakes.send(state)
         return False
 
     def _take(self, state: AcceptState, sock: socket.socket) -> Ready | bool | None:

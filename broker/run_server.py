@@ -270,3 +270,8 @@ def _check_bounds(claim: messages.Register) -> None:
             "names or labels are too long",
             hint=f"at most {MAX_LABELS} labels, each text at most {MAX_TEXT} characters",
         )
+    if not all(text.isprintable() for text in texts):
+        raise ControlError(
+            "a name or a label has control characters",
+            hint="use printable characters: names and labels are shown and sent to peers",
+        )
