@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Protocol
 
 from slim.broker.connections import ConnectionRecord, pack
 from slim.broker.endpoints import Address, Endpoint, PortRange, from_packed16
-from slim.broker.kernel.namespaces import netns_cookie
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -118,9 +117,3 @@ class TrapContext:
                 created=time.time(),
             )
         )
-
-
-def own_netns_cookie() -> int:
-    """SO_NETNS_COOKIE of this process's own network namespace (Linux 5.14)."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        return netns_cookie(probe)

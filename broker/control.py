@@ -30,7 +30,7 @@ from slim.broker.endpoints import Endpoint, from_packed16, packed16
 from slim.broker.errors import ConfigError, ControlError
 from slim.broker.inbound import Inbound
 from slim.broker.keeper_start import connect_keeper
-from slim.broker.kernel.namespaces import netns_cookie_of
+from slim.broker.kernel.namespaces import own_netns_cookie
 from slim.broker.kernel.seccomp_filter import build_filter
 from slim.broker.local import messages
 from slim.broker.paths import HostPaths
@@ -165,7 +165,7 @@ class Control:
         await self._keys.ensure(self._host)
         if self._links is not None and config.peers is not None:
             await self._listen_for_peers(config.peers.listen)
-        host_netns = _own_netns()
+        host_netns = own_netns_cookie()
         self._run_server = RunServer(
             str(run_dir / "run.sock"), program, host_netns, config.slim_run, self._containers
         )
@@ -398,11 +398,3 @@ class Control:
     def stop_from_admin(self, release: bool) -> admin.Stopping:
         self.stop(release=release)
         return admin.Stopping(os.getpid())
-
-
-def _own_netns() -> int:
-    fd = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        return netns_cookie_of(fd)
-    finally:
-        os.close(fd)

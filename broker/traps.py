@@ -23,9 +23,10 @@ from slim.broker.admission import keyring
 from slim.broker.admission.keyring import InboundFlow, KeyRing, boottime
 from slim.broker.admission.replay import ReplayWindows
 from slim.broker.connections import SLOT_BYTES, SLOTS, ConnectionTable
-from slim.broker.context import TrapContext, own_netns_cookie
+from slim.broker.context import TrapContext
 from slim.broker.endpoints import PortRange, from_packed16
 from slim.broker.flows import FlowTable
+from slim.broker.kernel.namespaces import own_netns_cookie
 from slim.broker.listeners import HostPorts, ListenerTable
 from slim.broker.local import messages
 from slim.broker.loop import Loop

@@ -73,6 +73,12 @@ def netns_cookie(sock: socket.socket) -> int:
     return int.from_bytes(raw, "little")
 
 
+def own_netns_cookie() -> int:
+    """SO_NETNS_COOKIE, Linux 5.14, of the network namespace that the calling thread is in."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+        return netns_cookie(sock)
+
+
 def netns_cookie_of(namespace: int) -> int:
     """SO_NETNS_COOKIE, Linux 5.14, of the network namespace behind an fd; borrows the fd."""
     with in_namespace(namespace):
