@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 
 
 def report(value: object) -> None:
     """Give the test a value before the probe ends (Running.result)."""
-    print(json.dumps(value), flush=True)
+    # One write(2): several processes report on the same pipe.
+    os.write(1, json.dumps(value).encode() + b"\n")
