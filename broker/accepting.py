@@ -91,10 +91,6 @@ class Acceptor:
         if state.retry is not None:
             state.retry.cancel()
 
-    def has_retained(self, cookie: int) -> bool:
-        state = self._states.get(cookie)
-        return state is not None and state.retained is not None
-
     # --- accept() -----------------------------------------------------------------------------
 
     def accept(

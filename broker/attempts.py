@@ -108,8 +108,13 @@ class Attempts:
 
     def _established(self, attempt: Attempt) -> None:
         if attempt.unsent:
-            # The send buffer of a new connection always has room for 80 bytes.
-            attempt.sock.send(attempt.unsent, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+            try:
+                # The send buffer of a new connection always has room for 80 bytes.
+                attempt.sock.send(attempt.unsent, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+            except OSError as error:
+                # Reset again before the record was out.
+                self._failed(attempt, error.errno or errno.ECONNRESET)
+                return
         # The kernel's own second connect() moves the socket from connecting to connected, so
         # that the program's next one is EISCONN, as after a connect of its own.
         attempt.sock.connect_ex(sockaddr.for_python(attempt.flow.host, attempt.domain))

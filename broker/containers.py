@@ -128,7 +128,8 @@ class Containers:
             await self._traps.request(
                 lambda token: messages.AttachContainer(token, container), (listener,)
             )
-        except ControlError:
+        except (ControlError, asyncio.CancelledError):
+            # Cancelled: slim-run's time was up. It dies with its filter, and nothing may stay.
             with contextlib.suppress(ControlError):
                 await self._keeper.drop(name)
             await self.gone(container.container)

@@ -188,13 +188,8 @@ class TrapsServer:
         await self._requests.run(lambda token: self.send(make(token), fds))
 
     def _accept(self) -> None:
-        try:
-            sock, _ = self._listener.accept()
-        except OSError:
-            return
-        _, uid, _ = seqpacket.peer_credentials(sock)
-        if uid not in (0, os.geteuid()):
-            sock.close()
+        sock = seqpacket.accept_trusted(self._listener)
+        if sock is None:
             return
         self._disconnect()
         sock.setblocking(False)

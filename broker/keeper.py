@@ -165,13 +165,8 @@ class Keeper:
             return
 
     def _accept(self) -> None:
-        try:
-            sock, _ = self._listener.accept()
-        except OSError:
-            return
-        _, uid, _ = seqpacket.peer_credentials(sock)
-        if uid not in (0, os.geteuid()):
-            sock.close()
+        sock = seqpacket.accept_trusted(self._listener)
+        if sock is None:
             return
         # A reader of ours that never reads must not stop the others: it gets an error instead.
         sock.settimeout(1.0)

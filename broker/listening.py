@@ -6,6 +6,7 @@ retained listener must be gone first.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
@@ -262,7 +263,7 @@ class Listening:
             return
         del self._dropping[key]
         for call in self._blocked.pop(key, []):
-            if call.is_valid():
+            with contextlib.suppress(TargetGone):
                 call.proceed()
 
 

@@ -171,7 +171,9 @@ def _listen(call: calls.Listen, observed: Observed, view: View) -> actions.Actio
     if (
         not facts.is_tcp
         or facts.netns != view.workload_cookie
-        or facts.state != TCP_CLOSE
+        # Listening already: a call that a signal interrupted between the overlay's listen and the
+        # swap comes again, or it listened before there was a filter.
+        or facts.state not in (TCP_CLOSE, TCP_LISTEN)
         or observed.uncopyable
     ):
         return actions.Proceed()

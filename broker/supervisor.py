@@ -135,9 +135,12 @@ class Supervisor:
         if notification is None:
             return
         self.counters["notifications"] += 1
-        call = PendingCall(self, self.workload, notification)
+        self.attempt(PendingCall(self, self.workload, notification), self._handle)
+
+    def attempt(self, call: PendingCall, handle: Callable[[PendingCall], None]) -> None:
+        """Handle a call, now or when its answer is known; never raises, so nobody else suffers."""
         try:
-            self._handle(call)
+            handle(call)
         except TargetGone:
             self.counters["interrupted"] += 1
         except SyscallError as error:

@@ -223,11 +223,11 @@ class Trapping:
         )
 
     def _resume(self, call: PendingCall, asked: calls.Connect, flow: Flow) -> None:
-        try:
-            if call.is_valid():
-                self._carry_out(call, asked, flow)
-        except TargetGone:
-            self._context.counters["interrupted"] += 1
+        def handle(call: PendingCall) -> None:
+            call.ensure_valid()
+            self._carry_out(call, asked, flow)
+
+        call.container.attempt(call, handle)
 
     def _reconnect(
         self, call: PendingCall, asked: calls.Connect, observed: Observed, sock: socket.socket

@@ -249,8 +249,10 @@ class Traps:
                 )
                 self._control.send(messages.Done(message.token))
             case messages.Settings():
-                context.settings = message.settings
-                context.keyring.set_own_addresses(message.settings.host_addresses)
+                if message.settings != context.settings:
+                    # The keeper starts it again, with the new ones; held calls are issued anew.
+                    log.info("the settings changed: traps starts again")
+                    context.loop.stop()
         for fd in fds:
             os.close(fd)
 

@@ -115,6 +115,19 @@ def connect(path: str) -> socket.socket:
     return sock
 
 
+def accept_trusted(listener: socket.socket) -> socket.socket | None:
+    """Accept from root or from our own user; None when there is nobody, or somebody else."""
+    try:
+        sock, _ = listener.accept()
+    except OSError:
+        return None
+    _, uid, _ = peer_credentials(sock)
+    if uid in (0, os.geteuid()):
+        return sock
+    sock.close()
+    return None
+
+
 def peer_credentials(sock: socket.socket) -> tuple[int, int, int]:
     """(pid, uid, gid) of the process that connected, as the kernel noted it (SO_PEERCRED)."""
     raw = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)

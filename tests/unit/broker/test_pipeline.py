@@ -332,13 +332,17 @@ def test_wildcard_and_overlay_listeners_get_a_host_listener(
         {"local": "192.0.2.1:80"},
         {"is_tcp": False},
         {"netns": HOST_NETNS},
-        {"state": TCP_LISTEN},
+        {"state": TCP_ESTABLISHED},
         {"uncopyable": "TCP_ULP"},
     ],
     ids=str,
 )
 def test_other_listeners_stay_as_they_are(play: Playbook, facts: dict[str, object]) -> None:
     play.on(**facts).call(LISTEN) >> actions.Proceed()
+
+
+def test_listen_that_a_signal_interrupted_is_brokered_when_it_comes_again(play: Playbook) -> None:
+    play.on(local="10.1.0.1:80", state=TCP_LISTEN).call(LISTEN) >> actions.ListenHost(5)
 
 
 def test_listen_again_changes_the_backlog(play: Playbook, view: FakeView) -> None:
