@@ -117,7 +117,10 @@ def test_a_peer_that_was_left_is_reached_no_more(
         f"attach web --netns {other_container}",
     )
     assert send(container, other_container, "10.77.2.1")
+    assert "192.168.77.2" in _forwarding(first)
 
+    # The other one first: whatever it still sends (neighbour discovery) would be learned anew.
+    second.succeed("leave web --peer 192.168.77.1")
     first.succeed("leave web --peer 192.168.77.2")
 
     # What was learned from traffic is gone too.
