@@ -3,11 +3,11 @@
 from lab.places import Contender
 from lab.programs import Memcached
 
-from bench.scenario import Bar, Scenario
+from bench.scenario import Bar, Placement, Scenario
 
 SCENARIO = Scenario(
     title="memcached",
     program=Memcached(),
-    pinned=False,
+    placement=Placement.CORE_EACH,
     bars=(Bar(against=Contender.HOST, at_least=0.95),),
 )

@@ -3,11 +3,11 @@
 from lab.places import Contender
 from lab.programs import Postgres
 
-from bench.scenario import Bar, Scenario
+from bench.scenario import Bar, Placement, Scenario
 
 SCENARIO = Scenario(
     title="PostgreSQL, select-only",
     program=Postgres(),
-    pinned=False,
+    placement=Placement.CORE_EACH,
     bars=(Bar(against=Contender.HOST, at_least=0.95),),
 )

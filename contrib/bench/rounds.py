@@ -14,6 +14,7 @@ from lab.places import Contender
 from lab.proof import collect_proof
 
 from bench.results import Results
+from bench.scenario import Placement
 from slim.broker.errors import SlimError
 
 if TYPE_CHECKING:
@@ -44,7 +45,10 @@ class Rounds:
         self._passes = passes
         self._program = scenario.program
         self._cores = os.sched_getaffinity(0)
-        self._core = min(self._cores) if scenario.pinned else None
+        self._server_core = min(self._cores)
+        is_shared = scenario.placement is Placement.ONE_CORE
+        self._load_core = self._server_core if is_shared else max(self._cores)
+        self._broker_cores = {self._server_core} if is_shared else self._cores
         self._brokers: dict[str, int] = {}
         self._servers: dict[Contender, Server] = {}
         self._rates: dict[Contender, float] = {}
@@ -126,10 +130,9 @@ class Rounds:
                 server.stop()
 
     def _place_brokers(self) -> None:
-        """slimd runs where the load runs, and its processes are told apart in the results."""
-        cores = self._cores if self._core is None else {self._core}
+        """slimd's processes are told apart in the results."""
         for slimd in self._bed.slimds:
-            slimd.place_on(cores)
+            slimd.place_on(self._broker_cores)
             for role, pid in slimd.processes().items():
                 self._brokers[f"slimd {slimd.host} {role}"] = pid
 
@@ -137,7 +140,7 @@ class Rounds:
         directory = self._directory(contender)
         directory.mkdir(mode=0o755)
         place = self._bed.sites[contender].server
-        self._servers[contender] = self._program.start(place, directory, self._core)
+        self._servers[contender] = self._program.start(place, directory, self._server_core)
 
     def _measure(
         self,
@@ -154,7 +157,7 @@ class Rounds:
             server,
             program.load(server.endpoint, seconds, rate),
             self._directory(contender) / "load.log",
-            Conditions(seconds=seconds, core=self._core, brokers=self._brokers),
+            Conditions(seconds=seconds, core=self._load_core, brokers=self._brokers),
             during,
         )
         if program is self._program:

@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import Enum, auto
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from lab.places import Contender
     from lab.programs import Program
+
+
+class Placement(Enum):
+    """Who runs where; left to the scheduler, that is most of what rounds differ by."""
+
+    ONE_CORE = auto()
+    """Both ends and slimd together: for latency and set-up, where a wake-up of the other, idle core
+    costs more than what is measured."""
+    CORE_EACH = auto()
+    """The server on one core, the load on another, slimd on any: for throughput."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,9 +35,7 @@ class Scenario:
 
     title: str
     program: Program
-    pinned: bool
-    """Both ends and slimd on one core: for latency and set-up, where a wake-up of the other, idle
-    core costs more than what is measured. Otherwise all cores, for throughput."""
+    placement: Placement
     bars: tuple[Bar, ...] = ()
     proof: Program | None = None
     """What shows that Slim's fast path is used, where the program's own connections are too short

@@ -8,7 +8,7 @@ from bench.echo import Echo
 from bench.machine import Machine
 from bench.report import absent_lines, render_markdown, sample_lines
 from bench.results import Results
-from bench.scenario import Bar, Scenario
+from bench.scenario import Bar, Placement, Scenario
 from bench.statistics import Verdict
 from lab.accounting import CpuUse, Snapshot, between
 from lab.measuring import Sample, average
@@ -19,7 +19,7 @@ from lab.slimd import ConnectionRow
 SCENARIO = Scenario(
     title="echo",
     program=Echo("rr", "echo", "round trips/s"),
-    pinned=True,
+    placement=Placement.ONE_CORE,
     bars=(Bar(against=Contender.OVERLAY, at_least=1.3),),
 )
 MACHINE = Machine(kernel="6.1", cores=2, offloads="tso on")
