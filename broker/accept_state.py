@@ -29,6 +29,9 @@ class Ready:
     rule: str
     peer_host: str
     host_peer: Endpoint | None
+    number: int | None = None
+    """Of the fd under which a program has it already, from a call that a signal ended before it
+    could return."""
 
 
 @dataclass(slots=True, eq=False)

@@ -209,7 +209,11 @@ class Acceptor:
         reset(sock)
 
     def _deliver(self, state: AcceptState, waiter: Waiter, ready: Ready) -> None:
-        """Give the connection to the program; TargetGone puts it back at the head."""
+        """Give the connection to the program; TargetGone puts it back at the head.
+
+        The fd first, then the answer. A thread that leaves its call in between has the fd without
+        knowing it; whoever accepts next there is told its number.
+        """
         call, asked = waiter.call, waiter.asked
         if waiter.timer is not None:
             waiter.timer.cancel()
@@ -218,11 +222,13 @@ class Acceptor:
             if asked.address:
                 write_name(call, asked.address, asked.length, ready.peer, family)
             cookie = read_cookie(ready.sock)
-            os.set_blocking(ready.sock.fileno(), not asked.flags & socket.SOCK_NONBLOCK)
+            if asked.flags & socket.SOCK_NONBLOCK:
+                os.set_blocking(ready.sock.fileno(), False)
             self._record(call, cookie, ready)
-            call.finish_with_fd(
-                ready.sock.fileno(), cloexec=bool(asked.flags & socket.SOCK_CLOEXEC)
-            )
+            if ready.number is None or not _is_there(call, ready.number, cookie):
+                cloexec = bool(asked.flags & socket.SOCK_CLOEXEC)
+                ready.number = call.add_fd(ready.sock.fileno(), cloexec=cloexec)
+            call.finish(ready.number)
         except TargetGone:
             self._put_back(state, ready)
             raise
@@ -372,6 +378,15 @@ class Acceptor:
             except OSError as error:
                 state.waiters.popleft()
                 _fail(waiter, error.errno or errno.EBADF)
+
+
+def _is_there(call: PendingCall, fd: int, cookie: int) -> bool:
+    """Whether the caller has that socket under that number."""
+    try:
+        with capture(call.tid, fd) as sock:
+            return read_cookie(sock) == cookie
+    except OSError:
+        return False
 
 
 def _expire(state: AcceptState, waiter: Waiter) -> None:

@@ -6,6 +6,7 @@ Inside Slim an address is an `ipaddress` object, never text; an IPv4-mapped IPv6
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -14,6 +15,8 @@ Address: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 MAX_PORT = 65535
+KNOWN_ADDRESSES = 4096
+"""How many of the last addresses are kept: making one anew takes microseconds in a trapped call."""
 
 
 def unmapped(address: Address) -> Address:
@@ -38,6 +41,7 @@ def packed16(address: Address) -> bytes:
     return address.packed
 
 
+@functools.lru_cache(KNOWN_ADDRESSES)
 def from_packed16(raw: bytes) -> Address:
     """The reverse of `packed16`."""
     return unmapped(ipaddress.IPv6Address(raw))

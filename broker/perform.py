@@ -20,12 +20,10 @@ from slim.broker.kernel.epoll_registrations import Registration, RegistrationMov
 from slim.broker.kernel.pidfd import is_close_on_exec, pidfd_getfd, pidfd_open_thread
 from slim.broker.kernel.process_memory import process_vm_readv, process_vm_writev
 from slim.broker.kernel.socket_options import (
-    SO_DOMAIN,
     apply_options,
     copy_file_state,
     find_uncopyable,
     read_facts,
-    read_options,
 )
 from slim.broker.pipeline import Observed
 from slim.broker.workloads import SYNTHETIC_UID_BASE
@@ -53,16 +51,11 @@ def capture(tid: int, fd: int) -> socket.socket:
         duplicate = pidfd_getfd(pidfd, fd)
     finally:
         os.close(pidfd)
-    sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM, 0, fileno=duplicate)
     try:
-        domain = sock.getsockopt(socket.SOL_SOCKET, SO_DOMAIN)
+        return socket.socket(fileno=duplicate)
     except OSError:
-        sock.close()
+        os.close(duplicate)
         raise
-    if domain == socket.AF_INET:
-        return sock
-    # The object sizes addresses by its family.
-    return socket.socket(domain, socket.SOCK_STREAM, 0, fileno=sock.detach())
 
 
 def observe(sock: socket.socket, call: calls.SocketCall, host_netns: int) -> Observed:
@@ -90,9 +83,7 @@ def make_alike(
     """
     new = workload.make_socket(domain) if in_workload else _host_socket(domain)
     try:
-        fresh = workload.fresh_options(domain)
-        values = read_options(old, domain)
-        changed = {key: value for key, value in values.items() if fresh.get(key) != value}
+        changed = workload.fresh_options(domain).changed(old)
         refused = apply_options(new, changed, listener=listener)
         copy_file_state(old.fileno(), new.fileno())
         if not in_workload:
@@ -119,25 +110,38 @@ def swap(call: PendingCall, fd: int, old: socket.socket, new: socket.socket) -> 
     """
     cloexec = is_close_on_exec(call.tid, fd)
     registrations = find_registrations(call, fd)
-    watch = Epoll(max_events=1)
+    watch = _old_copies()
+    is_watched = False
     try:
         watch.add(old.fileno(), EPOLLIN, 1)
+        is_watched = True
         inode = os.fstat(old.fileno()).st_ino
         old.close()
         call.replace(new.fileno(), fd, cloexec=cloexec)
         if registrations:
             mover().add(call.tid, fd, registrations)
         if not watch.wait(0):
+            is_watched = False
             return
         others = find_fds(call.tid, inode)
         for other in others:
             call.replace(new.fileno(), other, cloexec=is_close_on_exec(call.tid, other))
         if not watch.wait(0):
+            is_watched = False
             return
     finally:
-        watch.close()
+        if is_watched:
+            # The old socket is in it still, and no fd is left to take it out by.
+            _old_copies.cache_clear()
+            watch.close()
     _swap_back(call, [fd, *others], inode)
     raise OtherCopyAlive
+
+
+@functools.cache
+def _old_copies() -> Epoll:
+    """The set that holds the old socket during a swap, and nothing at other times."""
+    return Epoll(max_events=1)
 
 
 def find_registrations(call: PendingCall, fd: int) -> list[Registration]:

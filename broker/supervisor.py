@@ -77,10 +77,14 @@ class PendingCall:
             self.container.listener, self.notification.id, fd, target_fd, cloexec=cloexec
         )
 
-    def finish_with_fd(self, fd: int, *, cloexec: bool) -> int:
-        """The call returns a new fd for our file, atomically; borrows `fd`."""
+    def add_fd(self, fd: int, *, cloexec: bool) -> int:
+        """A new fd of the target for our file, of that number; borrows `fd`.
+
+        The call is not answered yet: until it is, a signal may make the thread leave it, and the
+        program does not know of the number.
+        """
         self._check()
-        return seccomp_notify.reply_fd(
+        return seccomp_notify.add_fd(
             self.container.listener, self.notification.id, fd, cloexec=cloexec
         )
 

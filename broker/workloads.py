@@ -7,6 +7,7 @@ Keyed by SO_NETNS_COOKIE, which is never reused while the machine runs.
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 import os
 import socket
@@ -14,11 +15,12 @@ from typing import TYPE_CHECKING
 
 from slim.broker.endpoints import Address, Network, contains_any, from_packed16
 from slim.broker.kernel.namespaces import in_namespace
-from slim.broker.kernel.socket_options import OptionValues, read_options
+from slim.broker.kernel.socket_options import FreshOptions
 
 if TYPE_CHECKING:
     from slim.broker.local.messages import WorkloadState
 
+KNOWN_ADDRESSES = 4096
 SYNTHETIC_UID_BASE = 0x70000000
 """Owner of a workload's host sockets: above any real user, so SO_REUSEPORT groups stay apart."""
 
@@ -28,7 +30,7 @@ class Workload:
 
     def __init__(self, state: WorkloadState, netns_fd: int) -> None:
         self._netns_fd = netns_fd
-        self._fresh_options: dict[int, OptionValues] = {}
+        self._fresh_options: dict[int, FreshOptions] = {}
         self.update(state)
 
     def update(self, state: WorkloadState) -> None:
@@ -41,22 +43,23 @@ class Workload:
             from_packed16(packed) for packed in state.addresses
         )
         self.uid = SYNTHETIC_UID_BASE + state.index
-
-    def is_overlay(self, address: Address) -> bool:
-        return contains_any(self.networks, address)
+        # Asked for every connect; ipaddress takes microseconds for it.
+        self.is_overlay = functools.lru_cache(KNOWN_ADDRESSES)(
+            functools.partial(contains_any, self.networks)
+        )
 
     def make_socket(self, domain: int) -> socket.socket:
         """A TCP socket born in the workload's namespace."""
         with in_namespace(self._netns_fd):
             return socket.socket(domain, socket.SOCK_STREAM, socket.IPPROTO_TCP)
 
-    def fresh_options(self, domain: int) -> OptionValues:
+    def fresh_options(self, domain: int) -> FreshOptions:
         """The options of a socket that nobody has touched; read once per family."""
-        values = self._fresh_options.get(domain)
-        if values is None:
+        options = self._fresh_options.get(domain)
+        if options is None:
             with self.make_socket(domain) as sock:
-                values = self._fresh_options[domain] = read_options(sock, domain)
-        return values
+                options = self._fresh_options[domain] = FreshOptions(sock, domain)
+        return options
 
     def namespace_fd(self) -> int:
         """The namespace's fd, lent."""

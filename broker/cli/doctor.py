@@ -79,9 +79,6 @@ def check_listener() -> list[Check]:
     return [
         _check("put fds in (ADDFD)", listener.adds_fds, _there(listener.adds_fds), newer),
         _check(
-            "reply with fds", listener.replies_with_fds, _there(listener.replies_with_fds), newer
-        ),
-        _check(
             "sync wake-up",
             listener.wakes_in_sync,
             _there(listener.wakes_in_sync),

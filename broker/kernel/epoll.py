@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import struct
 
 from slim.broker.kernel.libc import IS_X86_64, libc, syscall_error
 
@@ -33,6 +34,7 @@ class epoll_event(ctypes.Structure):
     _fields_ = [("events", ctypes.c_uint32), ("data", ctypes.c_uint64)]
 
 
+_EVENT = struct.Struct("=IQ" if IS_X86_64 else "@IQ")
 _epoll_ctl = libc.epoll_ctl
 _epoll_ctl.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.POINTER(epoll_event)]
 _epoll_wait = libc.epoll_wait
@@ -49,6 +51,7 @@ class Epoll:
             raise syscall_error("epoll_create1")
         self._fd: int = fd
         self._events = (epoll_event * max_events)()
+        self._bytes = memoryview(self._events).cast("B")
         self._max_events = max_events
 
     def fileno(self) -> int:
@@ -82,8 +85,9 @@ class Epoll:
             if ctypes.get_errno() == errno.EINTR:
                 return []
             raise syscall_error("epoll_wait")
-        events = self._events
-        return [(events[i].data, events[i].events) for i in range(count)]
+        # struct makes no object of the struct and each of its fields, as ctypes does.
+        found = _EVENT.iter_unpack(self._bytes[: count * _EVENT.size])
+        return [(token, events) for events, token in found]
 
     def _control(self, operation: int, fd: int, events: int, token: int) -> None:
         event = epoll_event(events, token)

@@ -81,8 +81,6 @@ class ListenerFeatures:
 
     adds_fds: bool = False
     """ADDFD with SETFD, Linux 5.9."""
-    replies_with_fds: bool = False
-    """ADDFD with SEND, Linux 5.14."""
     wakes_in_sync: bool = False
     """SECCOMP_USER_NOTIF_FD_SYNC_WAKE_UP, Linux 6.6."""
     error: str = ""
@@ -108,22 +106,18 @@ def _ask_listener() -> ListenerFeatures:
         return ListenerFeatures(error=str(error))
     try:
         return ListenerFeatures(
-            adds_fds=_knows_addfd(listener, send=False),
-            replies_with_fds=_knows_addfd(listener, send=True),
+            adds_fds=_knows_addfd(listener),
             wakes_in_sync=seccomp_notify.set_sync_wake_up(listener),
         )
     finally:
         os.close(listener)
 
 
-def _knows_addfd(listener: int, *, send: bool) -> bool:
+def _knows_addfd(listener: int) -> bool:
     # No call waits, so a kernel that knows the request finds no notification of that id (ENOENT);
-    # one that does not know the ioctl or the flag gives EINVAL before it looks.
+    # one that does not know the ioctl gives EINVAL before it looks.
     try:
-        if send:
-            seccomp_notify.reply_fd(listener, 0, listener, cloexec=True)
-        else:
-            seccomp_notify.replace_fd(listener, 0, listener, listener, cloexec=True)
+        seccomp_notify.replace_fd(listener, 0, listener, listener, cloexec=True)
     except TargetGone:
         return True
     except SyscallError:
@@ -184,7 +178,6 @@ def require() -> None:
         )
     needed = {
         "SECCOMP_IOCTL_NOTIF_ADDFD": listener.adds_fds,
-        "SECCOMP_ADDFD_FLAG_SEND": listener.replies_with_fds,
         "seccomp notifications as Slim knows them": read_notif_sizes() == NOTIF_SIZES,
         "pidfd_getfd(2)": has_pidfd_getfd(),
         "process_vm_readv(2)": can_read_memory(),

@@ -12,21 +12,20 @@ import errno
 import os
 
 from slim.broker.errors import SyscallError
-from slim.broker.kernel.libc import NR_pidfd_getfd, NR_pidfd_open, libc, syscall_error
+from slim.broker.kernel.libc import NR_pidfd_getfd, libc, syscall_error
 
 PIDFD_THREAD = os.O_EXCL
 
 _syscall = libc.syscall
 _getfd = ctypes.c_long(NR_pidfd_getfd)
-_open = ctypes.c_long(NR_pidfd_open)
 
 
 def pidfd_open(pid: int, *, thread: bool = False) -> int:
     """pidfd_open(2), Linux 5.3; of one thread with PIDFD_THREAD, Linux 6.9. Caller owns the fd."""
-    fd: int = _syscall(_open, pid, PIDFD_THREAD if thread else 0)
-    if fd < 0:
-        raise syscall_error("pidfd_open", f"pid {pid}")
-    return fd
+    try:
+        return os.pidfd_open(pid, PIDFD_THREAD if thread else 0)
+    except OSError as error:
+        raise syscall_error("pidfd_open", f"pid {pid}", error.errno or 0) from None
 
 
 def pidfd_open_thread(tid: int) -> int:

@@ -6,8 +6,10 @@ Some facts about seccomp notifications (seccomp_unotify(2), linux/seccomp.h; Lin
 - An id dies when the thread leaves its call: by a signal (the call may come again under a new
   id), or by death. Every ioctl with a dead id fails with ENOENT; that is `TargetGone`.
 - Whatever was read from the target belongs to it only if the id is valid *afterwards*.
-- ADDFD wakes the target to install the fd itself. With SEND the reply is atomic with it and the
-  call returns the fd number: right for accept and epoll_create, wrong for calls that return 0.
+- ADDFD wakes the target to install the fd itself, and waits for that. With SEND the reply is
+  atomic with it, and not to be used: if the *supervisor* is interrupted while it waits (killed,
+  stopped, frozen, traced), the fd is not installed, but the call is answered, with 0. A program
+  takes that for its new connection. Without SEND an interrupted request is withdrawn and done anew.
 - The listener reports HUP when no process uses the filter any more.
 """
 
@@ -21,7 +23,6 @@ from dataclasses import dataclass
 from slim.broker.errors import SyscallError, TargetGone
 
 # From linux/seccomp.h.
-SECCOMP_ADDFD_FLAG_SEND = 2
 SECCOMP_ADDFD_FLAG_SETFD = 1
 SECCOMP_IOCTL_NOTIF_ADDFD = 0x40182103
 SECCOMP_IOCTL_NOTIF_ID_VALID = 0x40082102
@@ -94,9 +95,9 @@ def replace_fd(listener: int, notification: int, fd: int, target_fd: int, *, clo
     _add(listener, request)
 
 
-def reply_fd(listener: int, notification: int, fd: int, *, cloexec: bool) -> int:
-    """SECCOMP_ADDFD_FLAG_SEND, Linux 5.14: the call returns a new fd; gives its number."""
-    request = _ADDFD.pack(notification, SECCOMP_ADDFD_FLAG_SEND, fd, 0, 0o2000000 if cloexec else 0)
+def add_fd(listener: int, notification: int, fd: int, *, cloexec: bool) -> int:
+    """SECCOMP_IOCTL_NOTIF_ADDFD, Linux 5.9: a new fd in the target; gives its number there."""
+    request = _ADDFD.pack(notification, 0, fd, 0, 0o2000000 if cloexec else 0)
     return _add(listener, request)
 
 

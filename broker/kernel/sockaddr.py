@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 import socket
 import struct
 import sys
 
-from slim.broker.endpoints import Endpoint, unmapped
+from slim.broker.endpoints import KNOWN_ADDRESSES, Address, Endpoint, from_packed16, unmapped
 
 MAX_SOCKADDR = 128
 """sizeof(struct sockaddr_storage), the kernel's own limit."""
@@ -16,6 +17,7 @@ _FAMILY = struct.Struct("=H")
 _IN = struct.Struct("!2xH4s8x")
 _IN6 = struct.Struct("!2xH4x16s4x")
 _NATIVE = sys.byteorder
+_MAPPED = b"\0" * 10 + b"\xff\xff"
 
 
 def family_of(raw: bytes) -> int:
@@ -31,10 +33,10 @@ def decode(raw: bytes) -> Endpoint | None:
     family = family_of(raw)
     if family == socket.AF_INET and len(raw) >= _IN.size:
         port, packed = _IN.unpack_from(raw)
-        return Endpoint(ipaddress.IPv4Address(packed), port)
+        return Endpoint(from_packed16(_MAPPED + packed), port)
     if family == socket.AF_INET6 and len(raw) >= 24:
         port, packed = struct.unpack_from("!2xH4x16s", raw)
-        return Endpoint(unmapped(ipaddress.IPv6Address(packed)), port)
+        return Endpoint(from_packed16(packed), port)
     return None
 
 
@@ -44,7 +46,7 @@ def encode(endpoint: Endpoint, family: int) -> bytes:
     if family == socket.AF_INET6:
         packed = address.packed
         if len(packed) == 4:
-            packed = b"\0" * 10 + b"\xff\xff" + packed
+            packed = _MAPPED + packed
         body = _IN6.pack(endpoint.port, packed)
     else:
         if not isinstance(address, ipaddress.IPv4Address):
@@ -63,4 +65,9 @@ def for_python(endpoint: Endpoint, family: int) -> tuple[str, int]:
 
 def from_python(name: tuple[str, int] | tuple[str, int, int, int]) -> Endpoint:
     """The endpoint that the socket module's getsockname() or accept() gave."""
-    return Endpoint(unmapped(ipaddress.ip_address(name[0].partition("%")[0])), name[1])
+    return Endpoint(_address(name[0]), name[1])
+
+
+@functools.lru_cache(KNOWN_ADDRESSES)
+def _address(text: str) -> Address:
+    return unmapped(ipaddress.ip_address(text.partition("%")[0]))

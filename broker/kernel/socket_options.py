@@ -97,7 +97,8 @@ _IPV6_OPTIONS = (
     (_IPV6, IPV6_MTU_DISCOVER, 4),
     (_IPV6, IPV6_RECVERR, 4),
 )
-# What another socket cannot be given, or must not be: such a socket stays on the overlay.
+# What another socket cannot be given, or must not be: such a socket stays on the overlay. A fresh
+# socket has zero or nothing there.
 _NOT_COPIED = (
     (_SOL, socket.SO_BINDTODEVICE, 16, "SO_BINDTODEVICE"),
     (_SOL, socket.SO_MARK, 4, "SO_MARK"),
@@ -107,6 +108,20 @@ _NOT_COPIED = (
     (_TCP, TCP_REPAIR, 4, "TCP_REPAIR"),
     (_TCP, TCP_FASTOPEN_CONNECT, 4, "TCP_FASTOPEN_CONNECT"),
     (_TCP, TCP_ULP, 16, "TCP_ULP"),
+)
+_NOT_COPIED_NUMBERS = tuple(
+    zip(*((level, name) for level, name, size, _ in _NOT_COPIED if size == 4), strict=True)
+)
+_NOT_COPIED_BYTES = tuple(
+    zip(
+        *((level, name, size or 1024) for level, name, size, _ in _NOT_COPIED if size != 4),
+        strict=True,
+    )
+)
+# The plain numbers. Through socket.socket each is made a member of an enum, which takes longer
+# than the system calls beside it.
+_FAMILY, _TYPE, _PROTOCOL = (
+    vars(socket.SocketType)[name].__get__ for name in ("family", "type", "proto")
 )
 _BUFFER_FORCE = {socket.SO_SNDBUF: SO_SNDBUFFORCE, socket.SO_RCVBUF: SO_RCVBUFFORCE}
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
@@ -133,11 +148,11 @@ def read_facts(sock: socket.socket) -> SocketFacts:
     """SO_COOKIE and the other options of socket(7) that tell what this is, Linux 5.14."""
     get = sock.getsockopt
     cookie = int.from_bytes(get(_SOL, SO_COOKIE, 8), "little")
-    domain = int(sock.family)
+    domain: int = _FAMILY(sock)
     is_tcp = (
-        domain in (socket.AF_INET, socket.AF_INET6)
-        and get(_SOL, socket.SO_TYPE) == socket.SOCK_STREAM
-        and get(_SOL, socket.SO_PROTOCOL) == socket.IPPROTO_TCP
+        _PROTOCOL(sock) == socket.IPPROTO_TCP
+        and _TYPE(sock) == socket.SOCK_STREAM
+        and domain in (socket.AF_INET, socket.AF_INET6)
     )
     netns = int.from_bytes(get(_SOL, SO_NETNS_COOKIE, 8), "little")
     nonblocking = bool(fcntl.fcntl(sock.fileno(), fcntl.F_GETFL) & os.O_NONBLOCK)
@@ -159,22 +174,56 @@ def tcp_state(sock: socket.socket) -> int:
     return sock.getsockopt(_TCP, socket.TCP_INFO, 1)[0]
 
 
-def read_options(sock: socket.socket, domain: int) -> OptionValues:
-    """All options that are copied, with their present values."""
-    values: OptionValues = {}
-    get = sock.getsockopt
-    for level, name, size in _OPTIONS if domain == socket.AF_INET else _OPTIONS + _IPV6_OPTIONS:
-        try:
-            values[level, name] = get(level, name) if size == 4 else get(level, name, size)
-        except OSError as error:
-            # An option that this kernel lacks cannot have been set.
-            if error.errno not in (errno.ENOPROTOOPT, errno.EOPNOTSUPP, errno.EINVAL):
-                raise
-    return values
+class FreshOptions:
+    """The options that are copied, as a socket has them that nobody has touched.
+
+    Of one family and namespace. Options that this kernel lacks cannot have been set, and are
+    left out.
+    """
+
+    def __init__(self, fresh: socket.socket, domain: int) -> None:
+        """Read them; borrows `fresh`."""
+        numbers: list[tuple[int, int]] = []
+        texts: list[tuple[int, int, int]] = []
+        for level, name, size in _OPTIONS if domain == socket.AF_INET else _OPTIONS + _IPV6_OPTIONS:
+            try:
+                fresh.getsockopt(level, name, size)
+            except OSError as error:
+                if error.errno not in (errno.ENOPROTOOPT, errno.EOPNOTSUPP, errno.EINVAL):
+                    raise
+                continue
+            if size == 4:
+                numbers.append((level, name))
+            else:
+                texts.append((level, name, size))
+        self._keys = [*numbers, *((level, name) for level, name, _ in texts)]
+        # Columns, for map(): forty calls without a line of Python between them.
+        self._numbers = tuple(zip(*numbers, strict=True))
+        self._texts = tuple(zip(*texts, strict=True))
+        self._values = self._read(fresh)
+
+    def changed(self, sock: socket.socket) -> OptionValues:
+        """What a socket of the same family and namespace has otherwise; borrows it."""
+        values = self._read(sock)
+        if values == self._values:
+            return {}
+        pairs = zip(self._keys, values, self._values, strict=True)
+        return {key: value for key, value, fresh in pairs if value != fresh}
+
+    def _read(self, sock: socket.socket) -> list[int | bytes]:
+        get = sock.getsockopt
+        return [*map(get, *self._numbers), *map(get, *self._texts)]
 
 
 def find_uncopyable(sock: socket.socket) -> str:
     """The name of an option in force that cannot be copied; empty when there is none."""
+    get = sock.getsockopt
+    try:
+        if not any(map(get, *_NOT_COPIED_NUMBERS)) and not any(map(get, *_NOT_COPIED_BYTES)):
+            return ""
+    except OSError:
+        # This kernel lacks one of them: look at each.
+        pass
     for level, name, size, text in _NOT_COPIED:
         try:
             value = sock.getsockopt(level, name) if size == 4 else None

@@ -71,7 +71,6 @@ def test_a_listener_can_do_what_this_kernel_has() -> None:
     release = features.kernel_release()
     assert found == ListenerFeatures(
         adds_fds=release >= (5, 9),
-        replies_with_fds=release >= (5, 14),
         wakes_in_sync=release >= (6, 6),
     )
 
@@ -115,7 +114,7 @@ def test_this_kernel_has_all_that_is_required() -> None:
         ("has_netns_cookie", False, "SO_NETNS_COOKIE"),
         ("can_read_memory", False, "process_vm_readv"),
         ("read_notif_sizes", (96, 24, 64), "notifications"),
-        ("probe_listener", ListenerFeatures(adds_fds=True), "ADDFD_FLAG_SEND"),
+        ("probe_listener", ListenerFeatures(adds_fds=False), "NOTIF_ADDFD"),
         ("probe_listener", ListenerFeatures(error="seccomp: EPERM"), "seccomp: EPERM"),
     ],
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import signal
 import time
 from typing import TYPE_CHECKING, Any
@@ -191,6 +192,26 @@ def test_calls_held_by_a_killed_traps_are_answered_by_its_successor(
     assert set(seen["errors"]) <= {"ECONNRESET", "closed"}
     assert sum(seen["errors"].values()) <= 2 * kills
     assert len(seen["done"]) == threads
+
+
+def test_traps_that_is_stopped_again_and_again_fails_no_call(
+    hosts: TwoHosts, client: Workload, greeting_server: Workload
+) -> None:
+    """A stop can come at any instruction, also while an fd is on its way into the program."""
+    load = client.probe(visiting.patient_visits, greeting_server.address4, PORT, 8)
+    assert load.result() == "started"
+    chance = random.Random(2019)
+    pids = [hosts.pid(host, "traps") for host in ("a", "b")]
+    for _ in range(400):
+        pid = chance.choice(pids)
+        os.kill(pid, signal.SIGSTOP)
+        time.sleep(chance.uniform(0, 0.001))
+        os.kill(pid, signal.SIGCONT)
+        time.sleep(chance.uniform(0, 0.004))
+    load.tell("stop")
+    seen = load.result()
+    assert (seen["wrong"], seen["errors"]) == ([], {})
+    assert len(seen["done"]) == 8
 
 
 @pytest.mark.needs_program("nft")

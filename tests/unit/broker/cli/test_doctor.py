@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from slim.broker.cli.doctor import Check
 
-EVERYTHING = ListenerFeatures(adds_fds=True, replies_with_fds=True, wakes_in_sync=True)
+EVERYTHING = ListenerFeatures(adds_fds=True, wakes_in_sync=True)
 
 
 @pytest.fixture
@@ -192,10 +192,10 @@ def test_a_clock_in_the_past_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     assert doctor.check_clock().outcome == "fail"
 
 
-def test_one_listener_gives_three_checks(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = ListenerFeatures(adds_fds=True, replies_with_fds=False, wakes_in_sync=False)
+def test_one_listener_gives_two_checks(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = ListenerFeatures(adds_fds=False, wakes_in_sync=False)
     monkeypatch.setattr(features, "probe_listener", lambda: found)
-    assert [check.outcome for check in doctor.check_listener()] == ["ok", "fail", "warn"]
+    assert [check.outcome for check in doctor.check_listener()] == ["fail", "warn"]
 
 
 def test_a_host_that_gives_no_listener_is_told_why(monkeypatch: pytest.MonkeyPatch) -> None:
