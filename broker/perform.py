@@ -17,12 +17,15 @@ from slim.broker.errors import SyscallError
 from slim.broker.kernel import sockaddr
 from slim.broker.kernel.epoll import EPOLLIN, Epoll
 from slim.broker.kernel.epoll_registrations import Registration, RegistrationMover
-from slim.broker.kernel.pidfd import is_close_on_exec, pidfd_getfd, pidfd_open_thread
+from slim.broker.kernel.pidfd import ThreadPidfds, is_close_on_exec
 from slim.broker.kernel.process_memory import process_vm_readv, process_vm_writev
 from slim.broker.kernel.socket_options import (
+    TCP_LISTEN,
+    SocketFacts,
     apply_options,
     copy_file_state,
     find_uncopyable,
+    is_nonblocking,
     read_facts,
 )
 from slim.broker.pipeline import Observed
@@ -35,6 +38,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+_threads = ThreadPidfds()
+"""Traps is one thread."""
+
 
 class OtherCopyAlive(Exception):
     """The old socket lives on behind another fd: the swap was undone."""
@@ -46,16 +52,18 @@ def capture(tid: int, fd: int) -> socket.socket:
     OSError EBADF when there is none, ENOTSOCK when it is no socket, EPERM when ptrace rights
     over the target are missing (ptrace(2), access mode checks).
     """
-    pidfd = pidfd_open_thread(tid)
-    try:
-        duplicate = pidfd_getfd(pidfd, fd)
-    finally:
-        os.close(pidfd)
+    duplicate = _threads.getfd(tid, fd)
     try:
         return socket.socket(fileno=duplicate)
     except OSError:
         os.close(duplicate)
         raise
+
+
+def observe_listener(sock: socket.socket, cookie: int, family: int, host_netns: int) -> Observed:
+    """A host listener of ours, known by its cookie: all but one fact is known, too."""
+    facts = SocketFacts(cookie, family, True, host_netns, TCP_LISTEN, is_nonblocking(sock))
+    return Observed(facts, is_ours=True)
 
 
 def observe(sock: socket.socket, call: calls.SocketCall, host_netns: int) -> Observed:

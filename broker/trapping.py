@@ -19,7 +19,7 @@ from slim.broker.errors import TargetGone
 from slim.broker.kernel import epoll
 from slim.broker.kernel.socket_options import read_cookie
 from slim.broker.listening import Listening
-from slim.broker.perform import capture, observe, write_name
+from slim.broker.perform import capture, observe, observe_listener, write_name
 from slim.broker.pipeline import Observed, decide
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ class Trapping:
         answered: Flow | None,
     ) -> None:
         try:
-            observed = observe(sock, asked, self._context.host_netns)
+            observed = self._observe(asked, sock)
         except OSError as error:
             if error.errno in (errno.ENOTSOCK, errno.EOPNOTSUPP, errno.ENOPROTOOPT):
                 call.proceed()
@@ -120,6 +120,15 @@ class Trapping:
         call.ensure_valid()
         action = decide(asked, observed, call.container.view, answered)
         self._perform(call, asked, observed, sock, action)
+
+    def _observe(self, asked: calls.SocketCall, sock: socket.socket) -> Observed:
+        host_netns = self._context.host_netns
+        if isinstance(asked, calls.Accept):
+            cookie = read_cookie(sock)
+            listener = self._context.listeners.get(cookie)
+            if listener is not None:
+                return observe_listener(sock, cookie, listener.family, host_netns)
+        return observe(sock, asked, host_netns)
 
     def _perform(
         self,

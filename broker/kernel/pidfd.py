@@ -10,6 +10,7 @@ import contextlib
 import ctypes
 import errno
 import os
+from collections import OrderedDict
 
 from slim.broker.errors import SyscallError
 from slim.broker.kernel.libc import NR_pidfd_getfd, libc, syscall_error
@@ -26,6 +27,55 @@ def pidfd_open(pid: int, *, thread: bool = False) -> int:
         return os.pidfd_open(pid, PIDFD_THREAD if thread else 0)
     except OSError as error:
         raise syscall_error("pidfd_open", f"pid {pid}", error.errno or 0) from None
+
+
+class ThreadPidfds:
+    """pidfds of the threads that called lately, least used closed first; owns them.
+
+    Only with PIDFD_THREAD: such a pidfd is of one thread for ever, and says ESRCH when that is
+    dead and its number another's.
+    """
+
+    def __init__(self, limit: int = 64) -> None:
+        self._limit = limit
+        self._pidfds: OrderedDict[int, int] = OrderedDict()
+        self._is_supported = True
+
+    def getfd(self, tid: int, fd: int) -> int:
+        """A duplicate of that fd of that thread, which the caller owns; OSError as pidfd_getfd."""
+        pidfd = self._pidfds.get(tid)
+        if pidfd is not None:
+            try:
+                duplicate = pidfd_getfd(pidfd, fd)
+            except SyscallError as error:
+                if error.errno != errno.ESRCH:
+                    raise
+                del self._pidfds[tid]
+                os.close(pidfd)
+            else:
+                self._pidfds.move_to_end(tid)
+                return duplicate
+        return self._getfd_anew(tid, fd)
+
+    def _getfd_anew(self, tid: int, fd: int) -> int:
+        pidfd = -1
+        if self._is_supported:
+            try:
+                pidfd = pidfd_open(tid, thread=True)
+            except SyscallError as error:
+                if error.errno != errno.EINVAL:
+                    raise
+                self._is_supported = False
+        if pidfd >= 0:
+            self._pidfds[tid] = pidfd
+            if len(self._pidfds) > self._limit:
+                os.close(self._pidfds.popitem(last=False)[1])
+            return pidfd_getfd(pidfd, fd)
+        pidfd = pidfd_open(thread_group(tid))
+        try:
+            return pidfd_getfd(pidfd, fd)
+        finally:
+            os.close(pidfd)
 
 
 def pidfd_open_thread(tid: int) -> int:

@@ -155,8 +155,13 @@ def read_facts(sock: socket.socket) -> SocketFacts:
         and domain in (socket.AF_INET, socket.AF_INET6)
     )
     netns = int.from_bytes(get(_SOL, SO_NETNS_COOKIE, 8), "little")
-    nonblocking = bool(fcntl.fcntl(sock.fileno(), fcntl.F_GETFL) & os.O_NONBLOCK)
-    return SocketFacts(cookie, domain, is_tcp, netns, tcp_state(sock) if is_tcp else 0, nonblocking)
+    state = tcp_state(sock) if is_tcp else 0
+    return SocketFacts(cookie, domain, is_tcp, netns, state, is_nonblocking(sock))
+
+
+def is_nonblocking(sock: socket.socket) -> bool:
+    """O_NONBLOCK of the open file (fcntl(2)), whatever the socket object believes."""
+    return bool(fcntl.fcntl(sock.fileno(), fcntl.F_GETFL) & os.O_NONBLOCK)
 
 
 def read_cookie(sock: socket.socket) -> int:

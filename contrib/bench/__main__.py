@@ -31,9 +31,10 @@ QUICK_ROUNDS = 3
 
 _EPILOG = """\
 Scenarios: connections are kept (rr, nginx, memcached, redis, postgres), made anew (crr), or one
-big stream (bulk). Latency and set-up are measured with both ends and slimd on one core, throughput
-on all of them. Rounds are added until the 95 % interval of every ratio with a bar is narrower than
-2 %.
+big stream (bulk). Both ends and slimd share one core, except in bulk, where each end has one:
+what the scheduler does with more is most of what rounds differ by. Rounds are added until the
+95 % interval of every ratio with a bar is narrower than 2 %. A bar holds, or fails, when the
+interval lies on one side of it.
 
 exit status: 0; 1 if a bar fails, or a contender that was asked for could not run.
 """

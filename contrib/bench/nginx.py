@@ -8,6 +8,6 @@ from bench.scenario import Bar, Placement, Scenario
 SCENARIO = Scenario(
     title="nginx, keep-alive",
     program=Nginx(),
-    placement=Placement.CORE_EACH,
+    placement=Placement.ONE_CORE,
     bars=(Bar(against=Contender.HOST, at_least=0.95),),
 )

@@ -8,6 +8,6 @@ from bench.scenario import Bar, Placement, Scenario
 SCENARIO = Scenario(
     title="PostgreSQL, select-only",
     program=Postgres(),
-    placement=Placement.CORE_EACH,
+    placement=Placement.ONE_CORE,
     bars=(Bar(against=Contender.HOST, at_least=0.95),),
 )

@@ -69,7 +69,8 @@ def render_markdown(machine: Machine, everything: Sequence[Results]) -> str:
         "# Benchmark",
         f"{machine}.",
         "Medians over rounds; ratios are medians of per-round ratios with their 95 % bootstrap "
-        "interval. A bar is judged when the interval is narrower than 2 %.",
+        "interval. Rounds are added until that is narrower than 2 %; a bar is decided when all of "
+        "it lies on one side.",
         "## Throughput",
         _table(
             ["", "unit", *Contender, *(f"{above} / {below}" for above, below in PAIRS), "rounds"],

@@ -15,10 +15,11 @@ class Placement(Enum):
     """Who runs where; left to the scheduler, that is most of what rounds differ by."""
 
     ONE_CORE = auto()
-    """Both ends and slimd together: for latency and set-up, where a wake-up of the other, idle core
-    costs more than what is measured."""
+    """Both ends and slimd together: for latency and set-up, where a wake-up of the other, idle
+    core costs more than what is measured, and for programs, whose rate then tells the cost of an
+    operation."""
     CORE_EACH = auto()
-    """The server on one core, the load on another, slimd on any: for throughput."""
+    """The server on one core, the load on another, slimd on any: for one big stream."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

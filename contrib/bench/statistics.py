@@ -21,6 +21,7 @@ CONFIDENCE = 0.95
 RESAMPLES = 4000
 SEED = 20190226
 MAX_WIDTH = 0.02
+FEWEST_ROUNDS = 5
 
 
 class Verdict(StrEnum):
@@ -81,12 +82,10 @@ def estimate(
     )
 
 
-def judge(result: Estimate, at_least: float, *, max_width: float = MAX_WIDTH) -> Verdict:
-    """Whether the ratio is at least the bar.
-
-    Undecided if the interval holds the bar, or is still too wide when the rounds are used up.
-    """
-    if not result.is_narrow(max_width):
+def judge(result: Estimate, at_least: float) -> Verdict:
+    """Whether the ratio is at least the bar: undecided if the interval holds the bar."""
+    if result.rounds < FEWEST_ROUNDS:
+        # So few agree by chance.
         return Verdict.UNDECIDED
     if result.low >= at_least:
         return Verdict.HOLDS

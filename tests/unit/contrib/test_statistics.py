@@ -92,9 +92,10 @@ def test_bar_inside_the_interval_is_undecided() -> None:
     assert judge(make_estimate(0.965, 0.975), 0.97) is Verdict.UNDECIDED
 
 
-def test_wide_interval_is_undecided_on_either_side_of_the_bar() -> None:
-    assert judge(make_estimate(1.4, 1.6), 1.3) is Verdict.UNDECIDED
-    assert judge(make_estimate(1.0, 1.2), 1.3) is Verdict.UNDECIDED
+def test_wide_interval_decides_if_all_of_it_lies_on_one_side_of_the_bar() -> None:
+    assert judge(make_estimate(1.4, 1.6), 1.3) is Verdict.HOLDS
+    assert judge(make_estimate(1.0, 1.2), 1.3) is Verdict.FAILS
+    assert judge(make_estimate(1.2, 1.4), 1.3) is Verdict.UNDECIDED
 
 
 def test_width_is_relative_to_the_median() -> None:
