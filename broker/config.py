@@ -93,6 +93,7 @@ class LimitsConfig:
     resolve_budget_ms: int
     connect_budget_ms: int
     flow_lifetime_s: int
+    gap_limit_s: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -173,6 +174,7 @@ def load_config(path: Path) -> BrokerConfig:
             resolve_budget_ms=tables.limits.resolve_budget_ms,
             connect_budget_ms=tables.limits.connect_budget_ms,
             flow_lifetime_s=tables.limits.flow_lifetime_s,
+            gap_limit_s=tables.limits.gap_limit_s,
         ),
         slim_run=_read_slim_run(file),
         plugins=_read_plugins(file),

@@ -210,6 +210,18 @@ class LimitsTable(Table, frozen=True):
             description="How long a verdict and its way are remembered, 10 to 3600 seconds.",
         ),
     ] = 300
+    gap_limit_s: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=86_400,
+            description=(
+                "How long trapped calls wait when slimd is stopped or does not come up, 0 to 86400 "
+                "seconds; after that connections take the overlay, or fail in workloads that were "
+                "started --fail-closed or that a policy isolates."
+            ),
+        ),
+    ] = 30
 
 
 class NamespaceTable(Table, frozen=True, kw_only=True):

@@ -222,9 +222,8 @@ class Control:
             encryption=self._encryption.module,
         )
         await self._keeper.store("settings", _encode(settings))
-        await self._keeper.start_traps(
-            [sys.executable, "-m", "slim.broker.traps", *self._process_options()]
-        )
+        argv = [sys.executable, "-m", "slim.broker.traps", *self._process_options()]
+        await self._keeper.start_traps(argv, config.limits.gap_limit_s)
         try:
             async with asyncio.timeout(TRAPS_START_LIMIT_S):
                 await self._traps.connected.wait()

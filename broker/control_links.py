@@ -104,8 +104,8 @@ class KeeperClient:
     async def drop(self, *names: str) -> None:
         await self._request(lambda token: messages.Drop(token, list(names)))
 
-    async def start_traps(self, argv: list[str]) -> None:
-        await self._request(lambda token: messages.StartTraps(token, argv))
+    async def start_traps(self, argv: list[str], gap_limit_s: float) -> None:
+        await self._request(lambda token: messages.StartTraps(token, argv, gap_limit_s))
 
     async def stop_traps(self) -> None:
         await self._request(messages.StopTraps)

@@ -2,8 +2,9 @@
 
 It holds what must not die with slimd: every seccomp listener fd (the last reference to one gone,
 every trapped call of its container fails with ENOSYS for ever), retained overlay listeners, the
-memfds. It starts traps and starts it again. It understands nothing of what it holds: names, bytes
-and fds. `python -m slim.broker.keeper --run-dir DIR`.
+memfds. It starts traps and starts it again. It holds names, bytes and fds, and looks into them
+only when there has been no traps for the gap limit: then it answers calls itself (gap.py).
+`python -m slim.broker.keeper --run-dir DIR`.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from slim.broker import log as logs
+from slim.broker.gap import Gap
+from slim.broker.kernel.namespaces import own_netns_cookie
 from slim.broker.local import messages, seqpacket
 
 if TYPE_CHECKING:
@@ -35,6 +38,8 @@ BACK_OFF_FIRST_S = 0.05
 BACK_OFF_LAST_S = 5.0
 STABLE_S = 10.0
 """A traps that lived so long starts again at once when it ends."""
+GAP_LIMIT_S = 30.0
+"""Until control says otherwise."""
 
 _decoder: msgspec.msgpack.Decoder[messages.KeeperRequest] = msgspec.msgpack.Decoder(
     messages.KeeperRequest
@@ -64,6 +69,8 @@ class TrapsProcess:
         self._back_off = BACK_OFF_FIRST_S
         self.start_at: float | None = None
         """time.monotonic() of the next start; None: not wanted, or running."""
+        self.missing_since: float | None = None
+        """time.monotonic() when there was a stable one last; None: there is one."""
 
     @property
     def pid(self) -> int:
@@ -72,6 +79,8 @@ class TrapsProcess:
     def want(self, argv: list[str]) -> None:
         self._argv = argv
         if self._process is None:
+            if self.missing_since is None:
+                self.missing_since = time.monotonic()
             self._back_off = BACK_OFF_FIRST_S
             self.start_at = time.monotonic()
 
@@ -94,11 +103,20 @@ class TrapsProcess:
             return
         log.warning("traps (pid %d) ended with %d", self.pid, self._process.returncode)
         self._process = None
+        self._miss()
         if not self._argv:
             return
-        if time.monotonic() - self._started > STABLE_S:
+        if self._lived_s() > STABLE_S:
             self._back_off = BACK_OFF_FIRST_S
         self._try_again()
+
+    def _miss(self) -> None:
+        # One that ends again and again is missed from its first end on.
+        if self.missing_since is None or self._lived_s() > STABLE_S:
+            self.missing_since = time.monotonic()
+
+    def _lived_s(self) -> float:
+        return time.monotonic() - self._started
 
     def _try_again(self) -> None:
         self.start_at = time.monotonic() + self._back_off
@@ -117,6 +135,7 @@ class TrapsProcess:
             self._process.kill()
             self._process.wait()
         self._process = None
+        self._miss()
 
 
 class Keeper:
@@ -130,6 +149,11 @@ class Keeper:
         self._listener = seqpacket.listen(str(self._path), mode=0o600)
         self._listener.setblocking(False)
         self._selector.register(self._listener, selectors.EVENT_READ, None)
+        self._gap = Gap(own_netns_cookie())
+        self._gap_limit_s = GAP_LIMIT_S
+        self._serving_pid = 0
+        """The traps that has fetched what it needs, and answers calls."""
+        self._selector.register(self._gap, selectors.EVENT_READ, None)
         self._running = True
         # Signals end the wait: SIGCHLD to look after traps.
         self._wake_reader, self._wake_writer = socket.socketpair()
@@ -144,19 +168,68 @@ class Keeper:
 
     def run(self) -> None:
         while self._running:
-            wait = None
-            if self._traps.start_at is not None:
-                wait = max(0.0, self._traps.start_at - time.monotonic())
-            for key, _ in self._selector.select(wait):
+            for key, _ in self._selector.select(self._wait_s()):
                 if key.fileobj is self._listener:
                     self._accept()
                 elif key.fileobj is self._wake_reader:
                     self._drain_wakeups()
+                elif key.fileobj is self._gap:
+                    self._gap.serve()
                 else:
                     self._serve(key.data)
             self._traps.reap()
             self._traps.start_if_due()
+            self._open_gap_if_due()
+        self._gap.close()
         self._path.unlink(missing_ok=True)
+
+    def _wait_s(self) -> float | None:
+        """Until something is due; None: nothing will be."""
+        due = [self._traps.start_at, None if self._gap.is_open else self._gap_at()]
+        times = [at for at in due if at is not None]
+        return max(0.0, min(times) - time.monotonic()) if times else None
+
+    # --- the gap ------------------------------------------------------------------------------
+
+    def _gap_at(self) -> float | None:
+        """time.monotonic() when calls are to be answered here; None while traps does."""
+        if self._traps.missing_since is None or self._serving_pid == self._traps.pid != 0:
+            return None
+        return self._traps.missing_since + self._gap_limit_s
+
+    def _open_gap_if_due(self) -> None:
+        at = self._gap_at()
+        if at is None or self._gap.is_open or time.monotonic() < at:
+            return
+        self._gap.begin(self._containers())
+        log.error(
+            "no traps for %g s: calls go over the overlay, or fail where that is not allowed",
+            self._gap_limit_s,
+        )
+
+    def _close_gap(self) -> None:
+        if self._gap.is_open:
+            self._gap.end()
+            log.warning("traps is back and answers calls")
+
+    def _containers(self) -> list[tuple[int, messages.WorkloadState]]:
+        """Every seccomp listener, lent, with its workload."""
+        decode = msgspec.msgpack.decode
+        workloads = {
+            state.cookie: state
+            for name, kept in self._kept.items()
+            if name.startswith("workload/")
+            for state in [decode(kept.meta, type=messages.WorkloadState)]
+        }
+        return [
+            (kept.fds[0], workloads[state.workload])
+            for name, kept in self._kept.items()
+            if name.startswith("container/") and kept.fds
+            for state in [decode(kept.meta, type=messages.ContainerState)]
+            if state.workload in workloads
+        ]
+
+    # --- clients ------------------------------------------------------------------------------
 
     def _drain_wakeups(self) -> None:
         try:
@@ -195,8 +268,14 @@ class Keeper:
                     self._forget(name)
                 client.send(messages.Done(request.token))
             case messages.Fetch():
+                pid, _, _ = seqpacket.peer_credentials(client.sock)
+                if pid == self._traps.pid:
+                    # From here on it answers; what was received here and held, it makes come again.
+                    self._serving_pid = pid
+                    self._close_gap()
                 self._answer_fetch(client, request)
             case messages.StartTraps():
+                self._gap_limit_s = request.gap_limit_s
                 self._traps.want(request.argv)
                 client.send(messages.Done(request.token))
             case messages.StopTraps():
@@ -212,6 +291,8 @@ class Keeper:
     def _forget(self, name: str) -> None:
         kept = self._kept.pop(name, None)
         if kept is not None:
+            for fd in kept.fds:
+                self._gap.leave(fd)
             kept.close()
 
     def _answer_fetch(self, client: _Client, request: messages.Fetch) -> None:

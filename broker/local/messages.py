@@ -117,10 +117,14 @@ class HeldEnd(Message, frozen=True):
 
 
 class StartTraps(Message, frozen=True):
-    """Run traps from now on, and again with back-off whenever it ends."""
+    """Run traps from now on, and again with back-off whenever it ends.
+
+    Without one for `gap_limit_s` the keeper answers calls itself.
+    """
 
     token: int
     argv: list[str]
+    gap_limit_s: float
 
 
 class StopTraps(Message, frozen=True):

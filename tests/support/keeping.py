@@ -75,9 +75,9 @@ class KeeperClient:
     def traps_pid(self) -> int:
         return self.fetch("there is nothing of this name")[1]
 
-    def start_traps(self, *argv: str) -> None:
+    def start_traps(self, *argv: str, gap_limit_s: float = 60.0) -> None:
         token = next(self._tokens)
-        self.channel.send(messages.StartTraps(token, [*argv]))
+        self.channel.send(messages.StartTraps(token, [*argv], gap_limit_s))
         self._done(token)
 
     def stop_traps(self) -> None:

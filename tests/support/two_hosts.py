@@ -168,6 +168,11 @@ class Workload:
             self._hosts, f"{self.name} (plain)", self._container, enter_network(self.netns)
         )
 
+    def under(self, *options: str) -> Workload:
+        """The same workload, its commands started with these options of slim-run, too."""
+        prefix = (*self.prefix[:-1], *options, self.prefix[-1])
+        return Workload(self._hosts, self.name, self._container, prefix)
+
     def start(self, *argv: str) -> Running:
         """A program that runs until the end of the module at the latest."""
         return self._hosts.start([*self.prefix, *argv], self.name)

@@ -66,6 +66,7 @@ errno = "ECONNREFUSED"
 resolve_budget_ms = 21
 connect_budget_ms = 1001
 flow_lifetime_s = 301
+gap_limit_s = 31
 
 [slim_run]
 group = "users"
@@ -134,7 +135,9 @@ def test_every_key_becomes_a_value(tmp_path: Path) -> None:
         ),
         discovery=DiscoveryConfig(order=("etcd",), rendezvous_port=7001),
         policy=PolicyConfig(errno=errno.ECONNREFUSED),
-        limits=LimitsConfig(resolve_budget_ms=21, connect_budget_ms=1001, flow_lifetime_s=301),
+        limits=LimitsConfig(
+            resolve_budget_ms=21, connect_budget_ms=1001, flow_lifetime_s=301, gap_limit_s=31
+        ),
         slim_run=SlimRunConfig(
             group="users",
             namespaces=(
@@ -164,7 +167,7 @@ def test_what_is_left_out_has_its_default(tmp_path: Path) -> None:
     assert config.discovery == DiscoveryConfig(order=("static", "rendezvous"), rendezvous_port=7947)
     assert config.policy.errno == errno.EACCES
     assert config.limits == LimitsConfig(
-        resolve_budget_ms=20, connect_budget_ms=1000, flow_lifetime_s=300
+        resolve_budget_ms=20, connect_budget_ms=1000, flow_lifetime_s=300, gap_limit_s=30
     )
     assert config.slim_run == SlimRunConfig(group="slim", namespaces=())
     assert config.plugins == PluginsConfig(load=(), block=())

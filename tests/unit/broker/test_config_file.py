@@ -391,6 +391,7 @@ BORDERS = [
     ("limits", "resolve_budget_ms", 1, 1000),
     ("limits", "connect_budget_ms", 10, 60_000),
     ("limits", "flow_lifetime_s", 10, 3600),
+    ("limits", "gap_limit_s", 0, 86_400),
     ("discovery", "rendezvous_port", 1, 65535),
 ]
 
