@@ -30,7 +30,7 @@ from slim.broker.kernel.namespaces import own_netns_cookie
 from slim.broker.listeners import HostPorts, ListenerTable
 from slim.broker.local import messages
 from slim.broker.loop import Loop
-from slim.broker.recovery import restart_held_calls
+from slim.broker.recovery import find_epoll_numbers, restart_held_calls
 from slim.broker.slots import SlotStore
 from slim.broker.supervisor import Supervisor
 from slim.broker.trapping import ContainerView, Trapping
@@ -70,7 +70,7 @@ class Traps:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         self._control.start()
         self._expire()
-        self._restart_held_calls()
+        self._recover()
         # What is alive now stays alive; a full collection in the middle of a trap takes longer
         # than the trap.
         gc.freeze()
@@ -78,10 +78,20 @@ class Traps:
 
     # --- start --------------------------------------------------------------------------------
 
-    def _restart_held_calls(self) -> None:
-        workloads = self._context.workloads.values()
-        namespaces = {os.fstat(workload.namespace_fd()).st_ino for workload in workloads}
-        restarted = restart_held_calls(namespaces) if self._containers else 0
+    def _recover(self) -> None:
+        """Learn what only the predecessor knew of the programs that run."""
+        if not self._containers:
+            return
+        namespaces = {
+            workload.cookie: os.fstat(workload.namespace_fd()).st_ino
+            for workload in self._context.workloads.values()
+        }
+        # Sets first: the calls that come again move registrations.
+        numbers = find_epoll_numbers(namespaces.values())
+        for container in self._containers.values():
+            inode = namespaces[container.workload.cookie]
+            container.epoll_numbers.update(numbers.get(inode, ()))
+        restarted = restart_held_calls(namespaces.values())
         if restarted:
             log.info("%d calls that a predecessor held are issued again", restarted)
 

@@ -170,6 +170,19 @@ def test_names_are_right_when_only_the_successor_knows_the_connection(
     running.stop()
 
 
+def test_epoll_sets_are_known_to_the_successor(
+    hosts: TwoHosts, client: Workload, greeting_server: Workload
+) -> None:
+    """A set made before the crash; the socket is registered in it before it connects, after."""
+    running = client.probe(visiting.visit_by_old_epoll, greeting_server.address4, PORT)
+    assert running.result() == "made"
+    crash(hosts, ("traps",))
+    running.tell("connect")
+    seen = running.result()
+    assert seen["peer"] == seen["client_name"]
+    assert hosts.row("a", seen["client_name"]).path == "fast"
+
+
 def test_calls_held_by_a_killed_traps_are_answered_by_its_successor(
     hosts: TwoHosts, client: Workload, greeting_server: Workload
 ) -> None:

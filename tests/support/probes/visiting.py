@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import select
 import socket
 import threading
 from collections import Counter
@@ -45,6 +47,21 @@ def announced_visit(address: str, port: int) -> dict[str, Any]:
     with stream(address) as sock:
         sock.connect((address, port))
         return greeted(sock)
+
+
+def visit_by_old_epoll(address: str, port: int) -> None:
+    """A non-blocking visit by an epoll set that was made before the line of input; then stay."""
+    with select.epoll() as events:
+        report("made")
+        input()
+        with stream(address) as sock:
+            sock.setblocking(False)
+            events.register(sock, select.EPOLLOUT | select.EPOLLET)
+            assert sock.connect_ex((address, port)) == errno.EINPROGRESS
+            assert events.poll(10) == [(sock.fileno(), select.EPOLLOUT)]
+            sock.setblocking(True)
+            report(greeted(sock))
+            input()
 
 
 def patient_visits(address: str, port: int, threads: int) -> dict[str, Any]:
