@@ -8,7 +8,7 @@
 slim_require_root
 packages=(
     "${SLIM_BASE_PACKAGES[@]}" "${SLIM_PROGRAM_PACKAGES[@]}"
-    nftables tcpdump gcc libc6-dev musl-tools
+    nftables tcpdump gdb gcc libc6-dev musl-tools
 )
 # Programs without libc are tested, too; a Go that is not Debian's does as well.
 command -v go >/dev/null || packages+=(golang-go)

@@ -6,7 +6,6 @@ import itertools
 import os
 import signal
 import time
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -18,68 +17,16 @@ from support.probes import connected, connecting, listening, peers, visiting
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from support.two_hosts import Running, TwoHosts, Workload
+    from support.pairs import Pair
+    from support.two_hosts import Running, TwoHosts
 
 pytestmark = [pytest.mark.needs_root, pytest.mark.needs_netns]
 
-PORT = 8000
 FREE_PORT = 8999
 EPOLLOUT, EPOLLERR = 4, 8
 _ports = itertools.count(8300)
 """No port is used twice, so that no test meets another's connections."""
-ANYWHERE = {4: "0.0.0.0", 6: "::"}
-CONTENDERS = ("native", "brokered")
 IPV4 = pytest.mark.parametrize("version", [4])
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Pair:
-    """A client on host a, a server on host b and the address to reach it at."""
-
-    is_brokered: bool
-    client: Workload
-    server: Workload
-    address: str
-    anywhere: str
-    port: int
-
-    def call(self, probe: Any, *more: object) -> Any:
-        """Run a probe in the client's container against the greeting server."""
-        return self.client.call(probe, self.address, self.port, *more)
-
-
-@pytest.fixture(scope="module")
-def places(
-    hosts: TwoHosts, client: Workload, server: Workload
-) -> dict[str, tuple[Workload, Workload]]:
-    found = {"native": (hosts.plain("a"), hosts.plain("b")), "brokered": (client, server)}
-    for _, at in found.values():
-        for version, anywhere in ANYWHERE.items():
-            at.probe(peers.greet_server, anywhere, PORT + version).result()
-    return found
-
-
-@pytest.fixture(params=CONTENDERS)
-def contender(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
-
-
-@pytest.fixture(params=[4, 6])
-def version(request: pytest.FixtureRequest) -> int:
-    return int(request.param)
-
-
-@pytest.fixture
-def pair(places: dict[str, tuple[Workload, Workload]], contender: str, version: int) -> Pair:
-    near, far = places[contender]
-    return Pair(
-        is_brokered=contender == "brokered",
-        client=near,
-        server=far,
-        address=far.address(version),
-        anywhere=ANYWHERE[version],
-        port=PORT + version,
-    )
 
 
 @pytest.fixture
