@@ -42,6 +42,7 @@ from slim.broker.plugin_manager import Plugins
 from slim.broker.plugin_settings import PluginSettings
 from slim.broker.registry import Registry
 from slim.broker.resolver import Resolver
+from slim.broker.run_directory import claim
 from slim.broker.run_server import RunServer
 from slim.broker.survey import Survey
 
@@ -120,7 +121,7 @@ class Control:
 
     async def _start(self, undo: contextlib.AsyncExitStack) -> None:
         config, run_dir = self._config, self._config.run_dir
-        run_dir.mkdir(mode=0o755, parents=True, exist_ok=True)
+        undo.callback(os.close, await claim(run_dir))
         if config.guard != "portable":
             raise ConfigError(f"{config.path}: guard: {config.guard!r} is not in this version")
         program = build_filter(config.guard)

@@ -6,17 +6,19 @@ import contextlib
 import os
 import random
 import signal
+import subprocess
 import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from lab.programs import Postgres, Redis
 
+from slim.broker.errors import ControlError
 from support.firewall import filtering
 from support.polling import eventually
 from support.probes import peers, sessions, visiting
 from support.programs import start_nginx
-from support.two_hosts import Running, TwoHosts, Workload
+from support.two_hosts import BIN, Running, TwoHosts, Workload
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -265,6 +267,18 @@ def test_sigterm_ends_slimd_within_two_seconds_and_leaves_the_keeper(
     assert running.result() == {name: seen[name] for name in ("client_name", "client_peer")}
     assert hosts.pid("a", "keeper") == pids["keeper"]
     running.stop()
+
+
+def test_second_slimd_on_the_same_directory_is_refused_and_harms_nothing(
+    hosts: TwoHosts, client: Workload, greeting_server: Workload
+) -> None:
+    before = {role: hosts.pid("a", role) for role in ("control", "traps", "keeper")}
+    argv = [*hosts.machines["a"].prefix, str(BIN / "slimd"), "--config", "/etc/slim/slimd.toml"]
+    second = subprocess.run(argv, capture_output=True, text=True, timeout=30, check=False)
+    assert second.returncode == ControlError.exit_code
+    assert f"another slimd (pid {before['control']}) runs in /run/slim" in second.stderr
+    assert {role: hosts.pid("a", role) for role in before} == before
+    client.call(peers.visit, greeting_server.address4, PORT)
 
 
 def test_release_ends_every_process_and_no_connection() -> None:
