@@ -17,6 +17,7 @@ import msgspec
 
 from slim.broker.errors import ControlError
 from slim.broker.local import messages
+from slim.broker.registry import MAX_CONTAINERS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -49,6 +50,8 @@ class Containers:
         self._inbound = inbound
         self._on_invalid = on_invalid
         self._backends: list[DiscoveryBackend] = []
+        self._attaching: set[str] = set()
+        """Containers on their way to traps, which does not know them yet."""
         self.counters: Counter[str] = Counter()
 
     def announce_to(self, backends: list[DiscoveryBackend]) -> None:
@@ -94,6 +97,11 @@ class Containers:
     ) -> None:
         netns_fd, listener = fds
         cookie = container.workload
+        if sum(len(workload.containers) for workload in self._registry) >= MAX_CONTAINERS:
+            raise ControlError(
+                f"this host has {MAX_CONTAINERS} containers already",
+                hint="that is as many as one slimd supervises: see slimctl ps",
+            )
         workload = self._registry.workloads.get(cookie)
         is_new = workload is None
         if workload is None:
@@ -114,6 +122,7 @@ class Containers:
             is_new = self._registry.refresh_addresses(workload)
         # Reserved now: another conversation must not remove the workload while we wait.
         workload.containers[container.container] = container
+        self._attaching.add(container.container)
         name = f"container/{container.container}"
         try:
             if is_new:
@@ -134,6 +143,8 @@ class Containers:
                 await self._keeper.drop(name)
             await self.gone(container.container)
             raise
+        finally:
+            self._attaching.discard(container.container)
         if is_new:
             for backend in self._backends:
                 backend.workload_added(cookie, tuple(workload.addresses))
@@ -141,6 +152,38 @@ class Containers:
         log.info(
             "container %s: workload %s, pid %d", container.container, known.name, container.pid
         )
+
+    async def compare(self, supervised: list[str], idle: list[int]) -> None:
+        """traps connected and supervises these; its `idle` workloads have no container.
+
+        What came or went while the two were apart is made up for.
+        """
+        for cookie in idle:
+            if cookie not in self._registry.workloads:
+                self._traps.send(messages.DetachWorkload(cookie))
+        for workload in self._registry:
+            for name in workload.containers.keys() - {*supervised} - self._attaching:
+                with contextlib.suppress(ControlError):
+                    await self._attach_again(workload, name)
+
+    async def _attach_again(self, workload: Workload, name: str) -> None:
+        """Have a container supervised that the keeper still holds; the others are gone."""
+        held, _ = await self._keeper.fetch(f"container/{name}")
+        listeners = [fd for _, _, fds in held for fd in fds]
+        try:
+            container = workload.containers.get(name)
+            if container is None:
+                return
+            if not listeners:
+                await self.gone(name)
+                return
+            # If its processes are gone, traps will notice at once.
+            log.warning("container %s was not supervised: it is now", name)
+            self._traps.send(messages.AttachWorkload(0, workload.state), (workload.netns_fd,))
+            self._traps.send(messages.AttachContainer(0, container), (listeners[0],))
+        finally:
+            for fd in listeners:
+                os.close(fd)
 
     async def gone(self, name: str) -> None:
         workload = self._registry.by_container(name)

@@ -29,7 +29,7 @@ from slim.broker.discovery_lending import Lending
 from slim.broker.endpoints import Endpoint, from_packed16, packed16
 from slim.broker.errors import ConfigError, ControlError
 from slim.broker.inbound import Inbound
-from slim.broker.keeper_start import connect_keeper
+from slim.broker.keeper_start import connect_keeper, make_settings
 from slim.broker.kernel.namespaces import own_netns_cookie
 from slim.broker.kernel.seccomp_filter import build_filter
 from slim.broker.local import messages
@@ -68,6 +68,7 @@ class Control:
         self._started = time.monotonic()
         self._stopping = asyncio.Event()
         self._release = False
+        self._keeper_is_gone = False
         self.counters: Counter[str] = Counter()
         self._tasks: set[asyncio.Task[None]] = set()
         self._plugins = Plugins(block=config.plugins.block, load=config.plugins.load)
@@ -113,6 +114,11 @@ class Control:
             await self._start(undo)
             log.info("slimd is ready on host %s (%s)", self._host, self._config.run_dir)
             await self._stopping.wait()
+            if self._keeper_is_gone:
+                raise ControlError(
+                    "the keeper is gone: containers that run now are no longer supervised",
+                    hint="start slimd and those containers again; was it killed for its memory?",
+                )
             log.info("slimd stops; established connections stay")
 
     def stop(self, *, release: bool = False) -> None:
@@ -208,20 +214,12 @@ class Control:
         ]
 
     def _on_keeper_end(self) -> None:
-        log.critical("the keeper is gone: containers that run now are no longer supervised")
+        self._keeper_is_gone = True
         self.stop()
 
     async def _start_traps(self) -> None:
         config = self._config
-        settings = messages.TrapSettings(
-            host_addresses=[packed16(address) for address in config.host.addresses],
-            host_ports=(config.host.ports.first, config.host.ports.last),
-            resolve_budget_ms=config.limits.resolve_budget_ms,
-            connect_budget_ms=config.limits.connect_budget_ms,
-            flow_lifetime_s=config.limits.flow_lifetime_s,
-            deny_errno=config.policy.errno,
-            encryption=self._encryption.module,
-        )
+        settings = make_settings(config, self._encryption.module)
         await self._keeper.store("settings", _encode(settings))
         argv = [sys.executable, "-m", "slim.broker.traps", *self._process_options()]
         await self._keeper.start_traps(argv, config.limits.gap_limit_s)
@@ -234,10 +232,11 @@ class Control:
             ) from None
         self._traps.send(messages.Settings(settings))
 
-    def _on_traps_hello(self) -> None:
+    def _on_traps_hello(self, hello: messages.TrapsHello) -> None:
         for workload in self._registry:
             # traps announces the listeners that live.
             workload.listeners.clear()
+        self._spawn(self._containers.compare(hello.containers, hello.idle))
         self.counters["traps_connected"] += 1
 
     def _on_traps(self, message: messages.ToControl) -> None:

@@ -151,7 +151,7 @@ class TrapsServer:
         self,
         path: str,
         on_message: Callable[[messages.ToControl], None],
-        on_hello: Callable[[], None],
+        on_hello: Callable[[messages.TrapsHello], None],
     ) -> None:
         self._on_message = on_message
         self._on_hello = on_hello
@@ -217,7 +217,7 @@ class TrapsServer:
                     self._disconnect()
                     return
                 self.pid = message.pid
-                self._on_hello()
+                self._on_hello(message)
                 self.connected.set()
             case messages.Done():
                 self._requests.done(message.token, error=message.error)

@@ -1,4 +1,4 @@
-"""Finds the keeper of a run directory, or starts it."""
+"""Finds the keeper of a run directory, or starts it; and what it gives to traps at the start."""
 
 from __future__ import annotations
 
@@ -9,11 +9,15 @@ import time
 from typing import TYPE_CHECKING
 
 from slim.broker.control_links import KeeperClient
+from slim.broker.endpoints import packed16
 from slim.broker.errors import ControlError
+from slim.broker.local import messages
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
+
+    from slim.broker.config import BrokerConfig
 
 LIMIT_S = 5.0
 POLL_S = 0.01
@@ -50,4 +54,17 @@ def _spawn(options: list[str]) -> None:
         [sys.executable, "-m", "slim.broker.keeper", *options],
         stdin=subprocess.DEVNULL,
         start_new_session=True,
+    )
+
+
+def make_settings(config: BrokerConfig, encryption: str) -> messages.TrapSettings:
+    """What traps needs of the configuration; `encryption` is the module with seal and open."""
+    return messages.TrapSettings(
+        host_addresses=[packed16(address) for address in config.host.addresses],
+        host_ports=(config.host.ports.first, config.host.ports.last),
+        resolve_budget_ms=config.limits.resolve_budget_ms,
+        connect_budget_ms=config.limits.connect_budget_ms,
+        flow_lifetime_s=config.limits.flow_lifetime_s,
+        deny_errno=config.policy.errno,
+        encryption=encryption,
     )

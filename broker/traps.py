@@ -45,6 +45,8 @@ log = logging.getLogger(__name__)
 REPLAY_WINDOWS = 1024
 ACCEPT_MARGIN_S = 60
 EXPIRE_EVERY_S = 10.0
+IDLE_TOLD = 1024
+"""Workloads without a container that fit the greeting beside registry.MAX_CONTAINERS names."""
 _CLAIMED = ("settings", "memory/", "workload/", "container/", "retained/")
 
 
@@ -59,6 +61,7 @@ class Traps:
         self._control = Control(f"{run_dir}/traps.sock", self._on_control)
         self._context = self._make_context(settings)
         self._control.context = self._context
+        self._control.list_containers = self._list_containers
         self._trapping = Trapping(self._context)
         self._containers: dict[str, Supervisor] = {}
         self._take_over()
@@ -188,6 +191,12 @@ class Traps:
         del self._containers[supervisor.state.container]
         self._keeper.drop(f"container/{supervisor.state.container}")
         self._control.send(messages.ContainerGone(supervisor.state.container))
+
+    def _list_containers(self) -> tuple[list[str], list[int]]:
+        """Names of the containers, and cookies of the workloads without one."""
+        used = {supervisor.workload.cookie for supervisor in self._containers.values()}
+        idle = sorted(self._context.workloads.keys() - used)
+        return [*self._containers], idle[:IDLE_TOLD]
 
     def _attach_workload(self, state: messages.WorkloadState, netns_fd: int) -> None:
         workload = self._context.workloads.get(state.cookie)

@@ -61,7 +61,9 @@ class Control:
         self._questions: dict[int, Question] = {}
         self._by_key: dict[FlowKey, Question] = {}
         self.context: TrapContext
-        """Set once, before start()."""
+        self.list_containers: Callable[[], tuple[list[str], list[int]]]
+        """Names of the containers, and cookies of the workloads without one. Both are set once,
+        before start()."""
 
     def start(self) -> None:
         """Connect, now or as soon as control is there."""
@@ -73,7 +75,8 @@ class Control:
         sock.setblocking(False)
         self._channel = seqpacket.Channel(sock, _to_traps)
         self._watch = self.context.loop.watch(sock.fileno(), lambda _: self._receive())
-        self.send(messages.TrapsHello(messages.PROTOCOL, os.getpid()))
+        containers, idle = self.list_containers()
+        self.send(messages.TrapsHello(messages.PROTOCOL, os.getpid(), containers, idle))
         for listener in self.context.listeners:
             self.listener_up(listener)
 

@@ -16,7 +16,7 @@ from typing import Literal, TypeAlias
 
 import msgspec
 
-PROTOCOL = 1
+PROTOCOL = 2
 """Raised with any change here; processes of different versions refuse each other."""
 
 MAX_DATAGRAM = 64 * 1024
@@ -196,8 +196,14 @@ class ContainerState(msgspec.Struct, frozen=True, array_like=True):
 
 
 class TrapsHello(Message, frozen=True):
+    """The first message of a connection. What ended while there was none is found by the lists."""
+
     protocol: int
     pid: int
+    containers: list[str]
+    """All that are supervised."""
+    idle: list[int]
+    """Workloads (cookies) without a container."""
 
 
 class Settings(Message, frozen=True):

@@ -19,6 +19,10 @@ import msgspec
 from slim.broker.local.messages import MAX_DATAGRAM
 
 MAX_FDS = 8
+BURST_BYTES = 16 << 20
+"""What may lie unread on a link of slimd's own processes: news of 10,000 listeners at once, the
+range of host ports, takes 8 MB, as the kernel charges a KiB or so for the smallest datagram."""
+SO_SNDBUFFORCE = 32
 _INT_SIZE = array.array("i").itemsize
 _UCRED = struct.Struct("3i")
 _encoder = msgspec.msgpack.Encoder()
@@ -105,14 +109,24 @@ def listen(path: str, *, mode: int) -> socket.socket:
 
 
 def connect(path: str) -> socket.socket:
-    """A connected SEQPACKET socket; OSError as from connect(2)."""
+    """A connected SEQPACKET socket with room for bursts; OSError as from connect(2)."""
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
     try:
         sock.connect(path)
+        _make_room(sock)
     except OSError:
         sock.close()
         raise
     return sock
+
+
+def _make_room(sock: socket.socket) -> None:
+    """Let a burst be sent to a peer that is busy: a link that would block is given up."""
+    try:
+        # socket(7): beyond net.core.wmem_max with CAP_NET_ADMIN. The kernel doubles the number.
+        sock.setsockopt(socket.SOL_SOCKET, SO_SNDBUFFORCE, BURST_BYTES // 2)
+    except PermissionError:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BURST_BYTES // 2)
 
 
 def accept_trusted(listener: socket.socket) -> socket.socket | None:
@@ -123,6 +137,7 @@ def accept_trusted(listener: socket.socket) -> socket.socket | None:
         return None
     _, uid, _ = peer_credentials(sock)
     if uid in (0, os.geteuid()):
+        _make_room(sock)
         return sock
     sock.close()
     return None

@@ -15,8 +15,9 @@ from lab.programs import Postgres, Redis
 
 from slim.broker.errors import ControlError
 from support.firewall import filtering
+from support.measuring import namespaces_held
 from support.polling import eventually
-from support.probes import peers, sessions, visiting
+from support.probes import listening, peers, sessions, visiting
 from support.programs import start_nginx
 from support.two_hosts import BIN, Running, TwoHosts, Workload
 
@@ -27,6 +28,8 @@ pytestmark = [pytest.mark.needs_root, pytest.mark.needs_netns]
 
 PORT = 8000
 NGINX_PORT = 8080
+MANY_LISTENERS = 600
+"""More than an ordinary send buffer of a link holds in messages."""
 TELL = "select json_build_object('told', host(inet_client_addr()), 'pid', pg_backend_pid());"
 
 
@@ -279,6 +282,46 @@ def test_second_slimd_on_the_same_directory_is_refused_and_harms_nothing(
     assert f"another slimd (pid {before['control']}) runs in /run/slim" in second.stderr
     assert {role: hosts.pid("a", role) for role in before} == before
     client.call(peers.visit, greeting_server.address4, PORT)
+
+
+def test_hundreds_of_listeners_are_known_again_after_a_crash_and_end_together(
+    hosts: TwoHosts, greeting_server: Workload
+) -> None:
+    crowd = hosts.workload("a", "crowd")
+    others = hosts.status("a").containers
+    running = crowd.probe(listening.listen_on_many, 3000, MANY_LISTENERS)
+    assert running.result() == MANY_LISTENERS
+
+    def listeners() -> int:
+        return hosts.status("a").listeners
+
+    eventually(lambda: listeners() == MANY_LISTENERS, "control knows all listeners")
+    crash(hosts, ("traps",))
+    eventually(lambda: listeners() == MANY_LISTENERS, "control knows them all again")
+    kill(hosts, "a", "traps")
+    running.stop()
+    wait_until_whole(hosts, "a")
+    successor = hosts.pid("a", "traps")
+    eventually(lambda: listeners() == 0, "every listener has ended")
+    eventually(lambda: hosts.status("a").containers == others, "the container has ended")
+    assert hosts.pid("a", "traps") == successor
+
+
+def test_container_that_ends_while_control_is_away_leaves_nothing_in_traps(
+    hosts: TwoHosts,
+) -> None:
+    passing = hosts.workload("a", "passing")
+    others = hosts.status("a").workloads
+    running = passing.start("sleep", "60")
+    eventually(lambda: hosts.status("a").workloads == others + 1, "it is supervised")
+    traps = hosts.pid("a", "traps")
+    held = namespaces_held(traps)
+    kill(hosts, "a", "control")
+    running.stop()
+    hosts.start_slimd("a")
+    assert hosts.pid("a", "traps") == traps
+    eventually(lambda: namespaces_held(traps) == held - 1, "traps has closed its namespace")
+    assert hosts.status("a").workloads == others
 
 
 def test_release_ends_every_process_and_no_connection() -> None:

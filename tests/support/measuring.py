@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from typing import TYPE_CHECKING, NamedTuple
@@ -31,6 +32,16 @@ class Holdings(NamedTuple):
     threads: int
     anonymous_kib: int
     """Resident memory that is its own, without the tables that it shares (RssAnon)."""
+
+
+def namespaces_held(pid: int) -> int:
+    """How many of its fds are network (or other) namespaces."""
+    namespaces = os.stat("/proc/self/ns/net").st_dev
+    count = 0
+    for name in os.listdir(f"/proc/{pid}/fd"):
+        with contextlib.suppress(FileNotFoundError):
+            count += os.stat(f"/proc/{pid}/fd/{name}").st_dev == namespaces
+    return count
 
 
 def holdings(pid: int) -> Holdings:

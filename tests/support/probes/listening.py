@@ -23,6 +23,13 @@ from support.probes.peers import (
 from support.probes.reporting import report
 
 
+def listen_on_many(first: int, count: int) -> None:
+    """Listeners on that many ports in a row; reports when all listen, and stays."""
+    listeners = [listen("0.0.0.0", port) for port in range(first, first + count)]
+    report(len(listeners))
+    signal.pause()
+
+
 def accept_calls(address: str, port: int) -> None:
     """A listener; reports when it listens. The test makes one connection for each step."""
     with listen(address, port) as listener:

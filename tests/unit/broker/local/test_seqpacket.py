@@ -171,3 +171,19 @@ def test_connecting_to_nothing_leaks_no_fd(tmp_path: Path) -> None:
     with pytest.raises(OSError):
         seqpacket.listen(str(tmp_path / "no" / "directory"), mode=0o600)
     assert open_fds() == before
+
+
+@pytest.mark.needs_root
+def test_a_link_has_room_for_a_burst_to_a_busy_peer(tmp_path: Path) -> None:
+    """News of 10,000 listeners, the whole range of host ports, while nobody reads."""
+    path = str(tmp_path / "link.sock")
+    with (
+        seqpacket.listen(path, mode=0o600) as listener,
+        seqpacket.connect(path) as connected,
+        seqpacket.accept_trusted(listener) or pytest.fail("not accepted") as accepted,
+    ):
+        for end in (connected, accepted):
+            end.setblocking(False)
+            channel = Channel(end, decoder)
+            for token in range(10_000):
+                channel.send(Done(token, "x" * 80))
