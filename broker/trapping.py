@@ -92,9 +92,13 @@ class Trapping:
             return
         try:
             sock = capture(call.tid, asked.fd)
-        except OSError:
-            # EBADF, or no right to look: the kernel has the right answer.
-            call.proceed()
+        except OSError as error:
+            if error.errno in (errno.EBADF, errno.ENOTSOCK, errno.EPERM):
+                # No such fd, no socket, or no right to look: the kernel has the right answer.
+                call.proceed()
+            else:
+                # We have no fd or memory left, and it may be a host socket.
+                self._after_error(call, asked, error)
             return
         try:
             self._observe_and_perform(call, asked, sock, answered)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import select
 import socket
 import struct
 import time
 from typing import Any
 
+from support.probes.calls import name_of
 from support.probes.peers import check_echo, endpoint, family_of, greet, greeted, listen_on
 from support.probes.reporting import report
 
@@ -76,3 +79,19 @@ def _attach(sock: socket.socket, program: bytes) -> None:
     # struct sock_fprog: a length, padding, a pointer.
     option = struct.pack("HxxxxxxP", len(program) // 8, ctypes.addressof(buffer))
     sock.setsockopt(socket.SOL_SOCKET, 26, option)
+
+
+def refused_then_connected(address: str, port: int) -> dict[str, Any]:
+    """Non-blocking connects to what answers with a reset, until one gets through."""
+    errors: list[str] = []
+    for _ in range(5):
+        with socket.socket(family_of(address), socket.SOCK_STREAM) as sock:
+            sock.setblocking(False)
+            assert sock.connect_ex((address, port)) == errno.EINPROGRESS
+            select.select([], [sock], [])
+            code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+            if code == 0:
+                sock.setblocking(True)
+                return {"errors": errors, **greeted(sock)}
+            errors.append(name_of(code))
+    return {"errors": errors}
