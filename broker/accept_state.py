@@ -68,3 +68,10 @@ class AcceptState:
     """Of the program's listener in our loop, without an fd of ours, once somebody was held."""
     wake: socket.socket | None = None
     retry: Timer | None = None
+
+    def drop_held(self, tid: int) -> None:
+        """A thread is in one call at a time: what it was held in before, it has left by a signal."""
+        for waiter in [waiter for waiter in self.waiters if waiter.call.tid == tid]:
+            self.waiters.remove(waiter)
+            if waiter.timer is not None:
+                waiter.timer.cancel()

@@ -116,6 +116,7 @@ class Acceptor:
         limit = timeout_s(sock, socket.SO_RCVTIMEO)
         if limit is not None:
             waiter.timer = self._context.loop.call_later(limit, lambda: _expire(state, waiter))
+        state.drop_held(call.tid)
         state.waiters.append(waiter)
         self._watch(state, sock)
 
