@@ -70,7 +70,7 @@ class AcceptState:
     retry: Timer | None = None
 
     def drop_held(self, tid: int) -> None:
-        """A thread is in one call at a time: what it was held in before, it has left by a signal."""
+        """A thread is in one call at a time: the one it was held in before has ended."""
         for waiter in [waiter for waiter in self.waiters if waiter.call.tid == tid]:
             self.waiters.remove(waiter)
             if waiter.timer is not None:

@@ -148,7 +148,11 @@ class Connector:
         self, call: PendingCall, new: socket.socket, cookie: int, action: ConnectHost
     ) -> None:
         """Non-blocking: the program owns the wait. Watch, without an fd, what becomes of it."""
-        if tcp_state(new) == TCP_SYN_SENT:
+        state = tcp_state(new)
+        if state == TCP_CLOSE:
+            # Refused within the call, as can be on one host.
+            self._path_failed(action.flow, action.key, errno.ECONNREFUSED)
+        elif state == TCP_SYN_SENT:
 
             def on_event(events: int) -> None:
                 self.forget(cookie)
@@ -211,6 +215,10 @@ class Connector:
             return
         reason = flow.reason if isinstance(flow, OverlayFlow) else ""
         with capture(call.tid, attempt.fd) as old:
+            if read_cookie(old) != attempt.cookie:
+                # Closed meanwhile, and the number used anew: that file is not ours to replace.
+                call.fail(errno.EBADF)
+                return
             cookie = self.restore_overlay(
                 call, attempt.fd, old, attempt.domain, attempt.key, attempt.bound_port
             )

@@ -42,8 +42,14 @@ _threads = ThreadPidfds()
 """Traps is one thread."""
 
 
-class OtherCopyAlive(Exception):
-    """The old socket lives on behind another fd: the swap was undone."""
+class OtherCopyAlive(OSError):
+    """The old socket lives on in another process: the swap was undone.
+
+    ECONNABORTED: what connect(2) says of a socket that cannot be connected anew.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(errno.ECONNABORTED, "another process has a copy of the socket")
 
 
 def capture(tid: int, fd: int) -> socket.socket:
@@ -113,8 +119,9 @@ def swap(call: PendingCall, fd: int, old: socket.socket, new: socket.socket) -> 
     The other copies of the old socket are looked for by a weak reference: it is registered in an
     epoll set and our own copy closed; after the swap an unconnected TCP socket that still lives
     reports EPOLLHUP. Other numbers of the same table are swapped too; a copy in another process
-    makes the swap be undone: OtherCopyAlive. Epoll registrations of the old socket are made anew
-    for the new one, if the program has epoll sets at all.
+    makes the swap be undone: OtherCopyAlive. A copy that nobody has behind an fd (it is on its way
+    through a unix socket) stays as it is: without it nothing can be undone. Epoll registrations of
+    the old socket are made anew for the new one, if the program has epoll sets at all.
     """
     cloexec = is_close_on_exec(call.tid, fd)
     registrations = find_registrations(call, fd)
@@ -142,8 +149,8 @@ def swap(call: PendingCall, fd: int, old: socket.socket, new: socket.socket) -> 
             # The old socket is in it still, and no fd is left to take it out by.
             _old_copies.cache_clear()
             watch.close()
-    _swap_back(call, [fd, *others], inode)
-    raise OtherCopyAlive
+    if _swap_back(call, [fd, *others], inode):
+        raise OtherCopyAlive
 
 
 @functools.cache
@@ -164,7 +171,8 @@ def mover() -> RegistrationMover:
     return RegistrationMover()
 
 
-def _swap_back(call: PendingCall, fds: list[int], inode: int) -> None:
+def _swap_back(call: PendingCall, fds: list[int], inode: int) -> bool:
+    """Put the old socket back; False if it is behind nobody's fd."""
     # The copy is in another process that shares the container: a fork between socket and connect.
     for pid in _processes_of(call):
         for number in find_fds(pid, inode):
@@ -174,14 +182,15 @@ def _swap_back(call: PendingCall, fds: list[int], inode: int) -> None:
                         continue
                     for fd in fds:
                         call.replace(old.fileno(), fd, cloexec=is_close_on_exec(call.tid, fd))
-                    return
+                    return True
             except OSError:
                 continue
-    log.warning("thread %d: the other copy of a replaced socket was not found", call.tid)
+    log.info("thread %d: the other copy of a replaced socket is behind no fd", call.tid)
+    return False
 
 
 def _processes_of(call: PendingCall) -> list[int]:
-    """Processes in the workload's network namespace, the caller's own left out."""
+    """Processes in the workload's network namespace, the caller's own among them."""
     wanted = os.fstat(call.workload.namespace_fd()).st_ino
     found = []
     for name in os.listdir("/proc"):

@@ -16,7 +16,9 @@ from slim.broker.admission.keyring import WAKE_FLOW
 from slim.broker.admission.preamble import Kind, Record
 from slim.broker.endpoints import Endpoint
 from slim.broker.kernel import sockaddr
+from slim.broker.kernel.epoll import EPOLLIN, EPOLLONESHOT
 from slim.broker.kernel.socket_options import (
+    TCP_CLOSE,
     TCP_FASTOPEN_NO_COOKIE,
     TCP_SYN_SENT,
     reset,
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 RETRY_S = 0.1
+RESET_RETRY_S = 1.0
 _WAKE_FLAGS = socket.MSG_FASTOPEN | socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
 
 
@@ -69,17 +72,21 @@ class Wakes:
             state.wake = self._connect(state)
         except OSError as error:
             log.warning("listener %s: wake not sent: %s", state.listener.local, error)
-            if state.retry is None:
-                state.retry = self._context.loop.call_later(RETRY_S, lambda: self._retry(state))
+            self._try_later(state, RETRY_S)
             return
-        if tcp_state(state.wake) == TCP_SYN_SENT:
-            # Over loopback a handshake is done at once: this one was dropped.
+        reached = tcp_state(state.wake)
+        if reached in (TCP_SYN_SENT, TCP_CLOSE):
+            # Over loopback a handshake is done at once: this one was dropped, or reset.
             self._context.counters["wakes_lost"] += 1
             log.error(
                 "listener %s: plain peers wait, since a firewall of this host drops the host "
                 "ports on its own loopback: accept them on lo",
                 state.listener.local,
             )
+            if reached == TCP_CLOSE:
+                # A dropped one is sent again by the kernel, with back-off; a reset one is over.
+                self.end(state)
+                self._try_later(state, RESET_RETRY_S)
             self._on_lost(state)
 
     def settle(self, state: AcceptState) -> None:
@@ -120,7 +127,18 @@ class Wakes:
             raise
         return wake
 
-    def _retry(self, state: AcceptState) -> None:
+    def _try_later(self, state: AcceptState, delay_s: float) -> None:
+        if state.retry is None:
+            state.retry = self._context.loop.call_later(delay_s, lambda: self._look_again(state))
+
+    def _look_again(self, state: AcceptState) -> None:
+        """Is anything still ready that nobody was told of?"""
         state.retry = None
-        if self._states.get(state.listener.cookie) is state:
-            self.send(state)
+        if self._states.get(state.listener.cookie) is not state:
+            return
+        self.settle(state)
+        if state.retained is not None:
+            # Level-triggered: fires at once if a plain peer waits, and that sends a wake.
+            self._context.loop.rearm(
+                state.retained.fileno(), state.retained_token, EPOLLIN | EPOLLONESHOT
+            )
