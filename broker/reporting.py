@@ -82,7 +82,8 @@ class Gone:
         gone = []
         for record in snapshot.records:
             if record.path == "denied":
-                if now - record.created > DENIED_KEPT_S:
+                # The clock may have been set back since.
+                if not 0 <= now - record.created <= DENIED_KEPT_S:
                     gone.append(record.cookie)
             elif record.cookie not in snapshot.sockets:
                 if record.cookie in self._missing:

@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 
 MAX_CONVERSATIONS = 256
 CONVERSATION_LIMIT_S = 20.0
+ACCEPT_PAUSE_S = 0.5
 MAX_LABELS = 64
 MAX_TEXT = 256
 
@@ -76,9 +77,16 @@ class RunServer:
         # Anybody may connect; credentials decide what they may say.
         self._listener = seqpacket.listen(path, mode=0o666)
         self._listener.setblocking(False)
+        self._pause: asyncio.TimerHandle | None = None
+        self._listen()
+
+    def _listen(self) -> None:
+        self._pause = None
         asyncio.get_running_loop().add_reader(self._listener, self._accept)
 
     def close(self) -> None:
+        if self._pause is not None:
+            self._pause.cancel()
         asyncio.get_running_loop().remove_reader(self._listener)
         self._listener.close()
         for task in self._tasks:
@@ -87,7 +95,14 @@ class RunServer:
     def _accept(self) -> None:
         try:
             sock, _ = self._listener.accept()
-        except OSError:
+        except BlockingIOError:
+            return
+        except OSError as error:
+            # No fd left. Who waits stays in the kernel's queue, which would wake us at once.
+            log.error("slim-run is not heard: %s", error)
+            loop = asyncio.get_running_loop()
+            loop.remove_reader(self._listener)
+            self._pause = loop.call_later(ACCEPT_PAUSE_S, self._listen)
             return
         if len(self._tasks) >= MAX_CONVERSATIONS:
             sock.close()

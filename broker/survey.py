@@ -6,6 +6,7 @@ Nothing here asks traps: connections are listed even while it is busy, stopped o
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,8 @@ from slim.broker.local import messages
 if TYPE_CHECKING:
     from slim.broker.control_links import KeeperClient, TrapsServer
     from slim.broker.registry import Registry
+
+log = logging.getLogger(__name__)
 
 SWEEP_EVERY_S = 2.0
 COOKIES_PER_MESSAGE = 4096
@@ -40,7 +43,12 @@ class Survey:
         gone = reporting.Gone()
         while True:
             await asyncio.sleep(SWEEP_EVERY_S)
-            snapshot = await self.snapshot()
+            try:
+                snapshot = await self.snapshot()
+            except OSError as error:
+                # No fd or memory for a look: the next one may have it.
+                log.warning("connections that are over are not looked for: %s", error)
+                continue
             if snapshot is None:
                 continue
             cookies = gone.find(snapshot)

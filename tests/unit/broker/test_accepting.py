@@ -47,9 +47,7 @@ def test_a_thread_that_signals_interrupt_again_and_again_is_remembered_once() ->
     """Natively that costs nothing; a timer's signal every millisecond must not fill the memory."""
     acceptor = Acceptor(cast("Any", SimpleNamespace(loop=Loop())))
     acceptor.add_listener(LISTENER, None)
-    calls: list[weakref.ref[HeldCall]] = []
     with socket.create_server(("127.0.0.1", 0)) as sock:
-        for tid in (OTHER_THREAD, *[THREAD] * 100):
-            calls.append(hold(acceptor, tid, sock))
+        calls = [hold(acceptor, tid, sock) for tid in (OTHER_THREAD, *[THREAD] * 100)]
     gc.collect()
     assert [calls.index(known) for known in calls if known()] == [0, 100]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -389,3 +390,29 @@ def test_anybody_may_connect(stage: Stage) -> None:
         return stage.path.stat().st_mode & 0o777
 
     assert stage.run(converse) == 0o666
+
+
+def test_a_caller_that_comes_when_no_fd_is_left_is_heard_later(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Accepting fails until an fd is free; meanwhile slimd does not spin."""
+    monkeypatch.setattr(run_server, "ACCEPT_PAUSE_S", 0.05)
+
+    async def main() -> None:
+        server = RunServer(str(stage.path), PROGRAM, HOST, stage.config, stage.containers)
+        caller = Caller(stage.path)
+        before = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (3, before[1]))
+        try:
+            await asyncio.sleep(0.12)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, before)
+        async with asyncio.timeout(5):
+            assert await caller.receive() == messages.Offer(messages.PROTOCOL, PROGRAM)
+        caller.channel.close()
+        await asyncio.gather(*server._tasks)
+        server.close()
+
+    asyncio.run(main())
+    said = [record.message for record in caplog.records if "not heard" in record.message]
+    assert 1 <= len(said) <= 3
