@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 import tempfile
 from pathlib import Path
 
@@ -38,6 +39,7 @@ def load_certificate(file: Path) -> x509.Certificate:
 
 
 def load_key(file: Path) -> ec.EllipticCurvePrivateKey:
+    """A private key, which nobody but its owner, and a group at most, may read."""
     data = _read(file, "slimctl pki init and slimctl pki issue make keys")
     try:
         key = serialization.load_pem_private_key(data, None)
@@ -52,7 +54,20 @@ def load_key(file: Path) -> ec.EllipticCurvePrivateKey:
         ) from None
     if not isinstance(key, ec.EllipticCurvePrivateKey):
         raise ConfigError(f"{file} is no ECDSA key", hint="make it with slimctl pki")
+    _refuse_public(file)
     return key
+
+
+def _refuse_public(file: Path) -> None:
+    try:
+        mode = stat.S_IMODE(file.stat().st_mode)
+    except OSError as error:
+        raise _mistake(file, error, "somebody else took it away just now") from None
+    if mode & (stat.S_IRWXO | stat.S_IWGRP):
+        raise ConfigError(
+            f"{file} is a private key that others may read or write (mode {mode:04o})",
+            hint=f"chmod 600 {file}; if somebody has read it, issue another",
+        )
 
 
 def write_pair(

@@ -179,6 +179,7 @@ def test_a_hosts_certificate_issues_nothing(authority: Authority, tmp_path: Path
     certificate, key = authority.issue("a")
     (tmp_path / "authority.crt").write_bytes(certificate.read_bytes())
     (tmp_path / "authority.key").write_bytes(key.read_bytes())
+    (tmp_path / "authority.key").chmod(0o600)
     with pytest.raises(ConfigError, match="is no authority's certificate"):
         pki.issue_certificate(tmp_path, "b", ["10.0.0.0/8"], days=1, out=tmp_path)
 
@@ -232,6 +233,19 @@ def _load(
 def test_a_key_of_another_certificate_is_refused(authority: Authority) -> None:
     _, other = authority.issue("b")
     assert "b.key is not the key of " in _load(authority, key=other).message
+
+
+@pytest.mark.parametrize("open_to_others", [0o644, 0o604, 0o602, 0o620])
+def test_a_key_that_others_may_read_or_write_is_refused(
+    authority: Authority, open_to_others: int
+) -> None:
+    certificate, key = authority.issue("a")
+    key.chmod(open_to_others)
+    with pytest.raises(ConfigError, match=rf"{key} .* \(mode {open_to_others:04o}\)") as caught:
+        pki.load_host_credentials(certificate, key, authority.certificate)
+    assert caught.value.hint.startswith(f"chmod 600 {key}")
+    key.chmod(0o640)
+    pki.load_host_credentials(certificate, key, authority.certificate)
 
 
 def test_a_certificate_of_another_authority_is_refused(
