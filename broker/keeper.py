@@ -248,13 +248,22 @@ class Keeper:
 
     def _serve(self, client: _Client) -> None:
         try:
-            request, fds = client.receive()
+            try:
+                request, fds = client.receive()
+            except seqpacket.FdsLost as lost:
+                self._refuse(client, lost.message)
+                return
             self._carry_out(client, request, fds)
         except (OSError, EOFError) as error:
             if not isinstance(error, EOFError):
                 log.warning("a client of the keeper is dropped: %s", error)
             self._selector.unregister(client.sock)
             client.close()
+
+    def _refuse(self, client: _Client, request: messages.KeeperRequest) -> None:
+        """There was no fd left for what was to be kept: say so, and go on holding the rest."""
+        log.error("no fd left: %s not carried out", type(request).__name__)
+        client.send(messages.Done(request.token, "no fd left (RLIMIT_NOFILE)"))
 
     def _carry_out(self, client: _Client, request: messages.KeeperRequest, fds: list[int]) -> None:
         match request:

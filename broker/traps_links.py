@@ -188,6 +188,9 @@ class Control:
             message, fds = channel.receive()
         except BlockingIOError:
             return
+        except seqpacket.FdsLost as lost:
+            # Whoever asked hears that an fd is missing.
+            message, fds = lost.message, []
         except (OSError, EOFError) as error:
             log.info("control is away: %s", error)
             self._disconnect()

@@ -34,6 +34,15 @@ class ProtocolViolation(ConnectionError):
     """The peer sent what no version of Slim sends; the connection is of no further use."""
 
 
+class FdsLost(ProtocolViolation):
+    """A whole message came, but its fds did not all fit: this process has no fd left (recvmsg(2),
+    MSG_CTRUNC), or there were too many. None is kept; who can answer `message` may go on."""
+
+    def __init__(self, message: Any) -> None:
+        super().__init__("truncated control message: no fd left?")
+        self.message = message
+
+
 class Channel(Generic[T]):
     """One end of a SEQPACKET connection that receives messages of type `T`. Owns its socket."""
 
@@ -60,19 +69,22 @@ class Channel(Generic[T]):
     def receive(self) -> tuple[T, list[int]]:
         """Receive one message; the caller owns the fds.
 
-        Raises EOFError when the peer is gone, ProtocolViolation on anything malformed, and
-        BlockingIOError on a non-blocking socket with nothing to read.
+        Raises EOFError when the peer is gone, ProtocolViolation on anything malformed (FdsLost when
+        only its fds did not arrive), and BlockingIOError on a non-blocking socket with nothing to
+        read.
         """
         payload, ancillary, flags, _ = self.sock.recvmsg(
             MAX_DATAGRAM, socket.CMSG_SPACE(MAX_FDS * _INT_SIZE), socket.MSG_CMSG_CLOEXEC
         )
         fds = _received_fds(ancillary)
         try:
-            if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
+            if flags & socket.MSG_TRUNC:
                 raise ProtocolViolation("truncated datagram")
             if not payload:
                 raise EOFError("peer closed the connection")
             message = self._decoder.decode(payload)
+            if flags & socket.MSG_CTRUNC:
+                raise FdsLost(message)
         except (msgspec.DecodeError, ProtocolViolation, EOFError) as error:
             for fd in fds:
                 os.close(fd)

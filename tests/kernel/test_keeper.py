@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -91,6 +92,22 @@ def test_a_replaced_name_closes_its_old_fds(client: KeeperClient) -> None:
     client.store("a", b"new")
     assert is_hung_up(reading)
     assert client.fetch()[0] == {"a": (b"new", [])}
+    os.close(reading)
+
+
+def test_without_a_free_fd_a_store_is_refused_and_the_rest_is_held(
+    keeper: RunningKeeper, client: KeeperClient
+) -> None:
+    reading, writing = pipe()
+    client.store("a", b"", (writing,))
+    before = resource.prlimit(keeper.process.pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(keeper.process.pid, resource.RLIMIT_NOFILE, (3, before[1]))
+    assert client.refused_store("b", (writing,)).startswith("no fd left")
+    resource.prlimit(keeper.process.pid, resource.RLIMIT_NOFILE, before)
+    assert client.names() == {"a"}
+    client.store("b", b"", (writing,))
+    os.close(writing)
+    assert not is_hung_up(reading)
     os.close(reading)
 
 

@@ -47,6 +47,13 @@ class KeeperClient:
         self.channel.send(messages.Store(token, name, meta), fds)
         self._done(token)
 
+    def refused_store(self, name: str, fds: tuple[int, ...]) -> str:
+        """The error of a store that fails."""
+        self.channel.send(messages.Store(next(self._tokens), name, b""), fds)
+        answer, _ = self.channel.receive()
+        assert isinstance(answer, messages.Done)
+        return answer.error
+
     def drop(self, *names: str) -> None:
         token = next(self._tokens)
         self.channel.send(messages.Drop(token, [*names]))
