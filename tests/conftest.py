@@ -2,9 +2,27 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from support import capabilities
+from support.compatibility import Recorder
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--compatibility",
+        type=Path,
+        metavar="FILE",
+        help="write what came of the cases of docs/compatibility.md there",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    path = config.getoption("--compatibility")
+    if path is not None:
+        config.pluginmanager.register(Recorder(path))
 
 
 @pytest.hookimpl(tryfirst=True)

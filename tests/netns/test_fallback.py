@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from support.compatibility import Cases
 from support.firewall import filtering
 from support.measuring import vxlan_packets
 from support.polling import eventually
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
     from support.two_hosts import Running
 
 pytestmark = [pytest.mark.needs_root, pytest.mark.needs_netns]
+COMPATIBILITY = Cases(
+    heading="The way back", expected="falls back, as the name says; same bytes, true addresses"
+)
 
 PORT = 8000
 HURRY = """

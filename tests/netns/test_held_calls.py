@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from support.compatibility import Cases
 from support.firewall import filtering
 from support.polling import eventually
 from support.probes import held, peers
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from support.two_hosts import TwoHosts
 
 pytestmark = [pytest.mark.needs_root, pytest.mark.needs_netns]
+COMPATIBILITY = Cases(heading="Held calls")
 
 _ports = itertools.count(8500)
 

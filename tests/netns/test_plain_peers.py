@@ -6,12 +6,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from support.compatibility import Cases
 from support.probes import peers, untouched
 
 if TYPE_CHECKING:
     from support.two_hosts import TwoHosts, Workload
 
 pytestmark = [pytest.mark.needs_root, pytest.mark.needs_netns]
+COMPATIBILITY = Cases(heading="Plain peers, and what is left alone")
 
 PORT = 8000
 PLAIN_PORT = 8100

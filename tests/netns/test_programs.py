@@ -10,6 +10,7 @@ import pytest
 from lab import loads
 from lab.programs import Memcached, Postgres, Redis
 
+from support.compatibility import Cases
 from support.polling import eventually
 from support.probes import listening, memcache, peers, visiting
 from support.programs import NGINX_WORKERS, build_go, build_static, start_nginx
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     Started = Callable[[str, Callable[[Path], Server]], Server]
 
 pytestmark = [pytest.mark.needs_root, pytest.mark.needs_netns]
+COMPATIBILITY = Cases(heading="Programs")
 
 LOAD_S = 1
 VERSIONS = pytest.mark.parametrize("version", [4, 6])
