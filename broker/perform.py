@@ -52,6 +52,11 @@ class OtherCopyAlive(OSError):
         super().__init__(errno.ECONNABORTED, "another process has a copy of the socket")
 
 
+def forget_dead_threads() -> None:
+    """A container has ended: what is kept of its threads is closed."""
+    _threads.close_dead()
+
+
 def capture(tid: int, fd: int) -> socket.socket:
     """The file behind a thread's fd, as a socket object that owns our duplicate of it.
 

@@ -30,6 +30,7 @@ from slim.broker.kernel.namespaces import own_netns_cookie
 from slim.broker.listeners import HostPorts, ListenerTable
 from slim.broker.local import messages
 from slim.broker.loop import Loop
+from slim.broker.perform import forget_dead_threads
 from slim.broker.recovery import find_epoll_numbers, restart_held_calls
 from slim.broker.slots import SlotStore
 from slim.broker.supervisor import Supervisor
@@ -188,6 +189,7 @@ class Traps:
 
     def _on_container_end(self, supervisor: Supervisor) -> None:
         supervisor.close()
+        forget_dead_threads()
         del self._containers[supervisor.state.container]
         self._keeper.drop(f"container/{supervisor.state.container}")
         self._control.send(messages.ContainerGone(supervisor.state.container))

@@ -10,6 +10,7 @@ import contextlib
 import ctypes
 import errno
 import os
+import select
 from collections import OrderedDict
 
 from slim.broker.errors import SyscallError
@@ -56,6 +57,20 @@ class ThreadPidfds:
                 self._pidfds.move_to_end(tid)
                 return duplicate
         return self._getfd_anew(tid, fd)
+
+    def close(self) -> None:
+        while self._pidfds:
+            os.close(self._pidfds.popitem()[1])
+
+    def close_dead(self) -> None:
+        """Close the pidfds of threads that have ended: they are readable (pidfd_open(2))."""
+        look = select.poll()
+        by_pidfd = {pidfd: tid for tid, pidfd in self._pidfds.items()}
+        for pidfd in by_pidfd:
+            look.register(pidfd, select.POLLIN)
+        for pidfd, _ in look.poll(0):
+            del self._pidfds[by_pidfd[pidfd]]
+            os.close(pidfd)
 
     def _getfd_anew(self, tid: int, fd: int) -> int:
         pidfd = -1
