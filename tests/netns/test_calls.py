@@ -152,6 +152,13 @@ def test_connect_with_bad_arguments_fails_as_the_kernel_says(pair: Pair) -> None
 
 
 @IPV4
+def test_connect_of_an_ipv6_socket_to_a_mapped_ipv4_address(pair: Pair) -> None:
+    seen = pair.client.call(connecting.connect_mapped, pair.address, pair.port)
+    assert_true_addresses(pair, seen)
+    assert seen["raw_peer"] == f"::ffff:{pair.address}"
+
+
+@IPV4
 def test_connects_of_many_threads_at_once(pair: Pair) -> None:
     seen = pair.call(visiting.thread_visits, 32, 20)
     assert (seen["done"], seen["wrong"]) == (640, [])

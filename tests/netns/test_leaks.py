@@ -84,6 +84,21 @@ def wait_until_back(watched: Watched, before: dict[tuple[str, str], Holdings]) -
         raise AssertionError(f"still held: {watched.excess(before)}") from None
 
 
+def check_memory(watched: Watched, before: dict[tuple[str, str], Holdings]) -> None:
+    """Traps and keeper have not grown, but for what allocators and caches of a fixed size take.
+
+    Control lists all sockets of the host, and keeps room for as many as there were at once: those
+    in TIME_WAIT, a minute's worth, among them.
+    """
+    after = watched.holdings()
+    growth = {
+        key: after[key].anonymous_kib - before[key].anonymous_kib
+        for key in before
+        if key[1] != "control"
+    }
+    assert all(grown < MOST_GROWTH_KIB for grown in growth.values()), growth
+
+
 @pytest.mark.usefixtures("warm")
 def test_ten_thousand_connections_leave_nothing_behind(
     hosts: TwoHosts, watched: Watched, client: Workload, greeting_server: Workload
@@ -102,10 +117,7 @@ def test_ten_thousand_connections_leave_nothing_behind(
         assert (seen["done"], seen["wrong"]) == (CONNECTIONS // PARTS, [])
     settle(hosts)
     wait_until_back(watched, before)
-    after = watched.holdings()
-    for host in ("a", "b"):
-        growth = after[host, "traps"].anonymous_kib - before[host, "traps"].anonymous_kib
-        assert growth < MOST_GROWTH_KIB, f"traps of host {host}"
+    check_memory(watched, before)
 
 
 @pytest.mark.usefixtures("warm")
@@ -134,6 +146,7 @@ def test_two_hundred_programs_leave_nothing_behind(
         client.call(peers.visit, greeting_server.address4, PORT)
     settle(hosts)
     wait_until_back(watched, before)
+    check_memory(watched, before)
 
 
 @pytest.mark.usefixtures("warm")

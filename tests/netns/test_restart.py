@@ -272,6 +272,24 @@ def test_sigterm_ends_slimd_within_two_seconds_and_leaves_the_keeper(
     running.stop()
 
 
+def test_second_sigterm_ends_a_slimd_that_cannot_stop_at_once(hosts: TwoHosts) -> None:
+    wait_until_whole(hosts, "b")
+    control, keeper = hosts.pid("b", "control"), hosts.pid("b", "keeper")
+    # The keeper is to end traps, and does not answer.
+    os.kill(keeper, signal.SIGSTOP)
+    try:
+        os.kill(control, signal.SIGTERM)
+        eventually(lambda: not hosts.answers("b"), "it takes no administrators any more", 4)
+        assert is_running(control)
+        os.kill(control, signal.SIGTERM)
+        eventually(lambda: not is_running(control), "it is gone", 1)
+    finally:
+        os.kill(keeper, signal.SIGCONT)
+    hosts.start_slimd("b")
+    wait_until_whole(hosts, "b")
+    assert hosts.pid("b", "keeper") == keeper
+
+
 def test_second_slimd_on_the_same_directory_is_refused_and_harms_nothing(
     hosts: TwoHosts, client: Workload, greeting_server: Workload
 ) -> None:

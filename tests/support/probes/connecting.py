@@ -215,3 +215,10 @@ def connect_bad_arguments(address: str, port: int) -> dict[str, str]:
         libc.connect(file.fileno(), buffer, len(raw))
         found["no socket"] = name_of(ctypes.get_errno())
     return found
+
+
+def connect_mapped(address: str, port: int) -> dict[str, Any]:
+    """An AF_INET6 socket towards an IPv4 address (ipv6(7))."""
+    with socket.socket(socket.AF_INET6, socket.SOCK_STREAM) as sock:
+        sock.connect((f"::ffff:{address}", port))
+        return {**greeted(sock), "raw_peer": sock.getpeername()[0]}

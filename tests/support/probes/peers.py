@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import threading
 from typing import Any
@@ -15,6 +16,8 @@ from typing import Any
 from support.probes.reporting import report
 
 Name = list[Any]
+
+SERVER_LIMIT_S = 600
 
 
 def family_of(address: str) -> socket.AddressFamily:
@@ -41,6 +44,8 @@ def listen_on(sock: socket.socket, address: str, port: int, *, backlog: int = 12
 
 def greet_server(address: str, port: int) -> None:
     """Serve for ever; reports the listener's own name when it listens."""
+    # As long as the tests of a module may last on a busy machine.
+    signal.alarm(SERVER_LIMIT_S)
     listener = listen(address, port)
     report(endpoint(listener.getsockname()))
     greet(listener)
