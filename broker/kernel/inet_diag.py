@@ -121,11 +121,11 @@ def pack_lookup(family: int, local: Endpoint, peer: Endpoint | None, cookie: int
     return _message(SOCK_DIAG_BY_FAMILY, NLM_F_REQUEST, body)
 
 
-def pack_destroy(found: TcpSocket) -> bytes:
-    """A request to end the socket, to be acknowledged."""
+def pack_destroy(found: TcpSocket, sequence: int = 1) -> bytes:
+    """A request to end the socket, to be acknowledged under the sequence number."""
     peer = found.peer if found.peer.port else None
     body = _exact(found.family, found.local, peer, found.cookie, found.interface)
-    return _message(SOCK_DESTROY, NLM_F_REQUEST | NLM_F_ACK, body)
+    return _message(SOCK_DESTROY, NLM_F_REQUEST | NLM_F_ACK, body, sequence)
 
 
 def unpack_cookies(data: bytes) -> Iterator[tuple[int, int, int]]:
@@ -166,14 +166,20 @@ def unpack_kind(data: bytes) -> int:
     return kind
 
 
+def unpack_sequence(data: bytes) -> int:
+    """The sequence number of the request that the first message in a datagram answers."""
+    sequence: int = _NLMSGHDR.unpack_from(data)[3]
+    return sequence
+
+
 def unpack_error(data: bytes) -> int:
     """The errno in a NLMSG_ERROR or NLMSG_DONE message; 0 is success."""
     code: int = _ERROR.unpack_from(data, _BODY)[0]
     return -code
 
 
-def _message(kind: int, flags: int, body: bytes) -> bytes:
-    return _NLMSGHDR.pack(_NLMSGHDR.size + len(body), kind, flags, 1, 0) + body
+def _message(kind: int, flags: int, body: bytes, sequence: int = 1) -> bytes:
+    return _NLMSGHDR.pack(_NLMSGHDR.size + len(body), kind, flags, sequence, 0) + body
 
 
 def _exact(

@@ -12,7 +12,7 @@ import errno
 import socket
 from typing import TYPE_CHECKING
 
-from slim.broker.endpoints import Address, Endpoint, PortRange
+from slim.broker.endpoints import Address, Endpoint, PortRange, parse_address
 from slim.broker.kernel.inet_diag import (
     ALL_STATES,
     DPORT_OFFSET,
@@ -27,12 +27,13 @@ from slim.broker.kernel.inet_diag import (
     unpack_cookies,
     unpack_error,
     unpack_kind,
+    unpack_sequence,
     unpack_socket,
 )
 from slim.broker.kernel.libc import syscall_error
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
 __all__ = [
     "ALL_STATES",
@@ -40,7 +41,9 @@ __all__ = [
     "STATE_NAMES",
     "ListenerDeaths",
     "TcpSocket",
+    "can_destroy",
     "cookies_alive",
+    "destroy_many",
     "destroy_tcp",
     "dump_tcp",
     "find_tcp",
@@ -55,6 +58,8 @@ SOL_NETLINK = 270
 SO_ATTACH_FILTER = 26
 
 _RECEIVE_BYTES = 1 << 17
+_DESTROY_BATCH = 64
+"""Acknowledgements that are in the netlink socket's queue at once."""
 _GONE = (errno.ENOENT, errno.ESTALE)
 
 
@@ -122,6 +127,39 @@ def destroy_tcp(found: TcpSocket) -> bool:
     if code:
         raise syscall_error("sock_diag(SOCK_DESTROY)", f"{found.local} to {found.peer}", code)
     return True
+
+
+def destroy_many(found: Sequence[TcpSocket]) -> set[int]:
+    """SOCK_DESTROY, Linux 4.5, of connections: the cookies of those that were still there.
+
+    As destroy_tcp, at a tenth of its cost. The kernel looks for address pair and cookie, so a
+    connection that took the place of one listed before is never meant.
+    """
+    ended: set[int] = set()
+    with _open() as netlink:
+        for start in range(0, len(found), _DESTROY_BATCH):
+            batch = found[start : start + _DESTROY_BATCH]
+            netlink.send(b"".join(map(pack_destroy, batch, range(len(batch)))))
+            for _ in batch:
+                data = netlink.recv(_RECEIVE_BYTES)
+                sock, code = batch[unpack_sequence(data)], unpack_error(data)
+                if not code:
+                    ended.add(sock.cookie)
+                elif code not in _GONE:
+                    subject = f"{sock.local} to {sock.peer}"
+                    raise syscall_error("sock_diag(SOCK_DESTROY)", subject, code)
+    return ended
+
+
+def can_destroy() -> bool:
+    """SOCK_DESTROY, Linux 4.5: whether this kernel was built with INET_DIAG_DESTROY.
+
+    Asked of a connection that cannot be: without it the kernel does not even look for it.
+    """
+    nowhere = Endpoint(parse_address("127.0.0.1"), 1)
+    with _open() as netlink:
+        netlink.send(pack_destroy(TcpSocket(socket.AF_INET, 1, nowhere, nowhere, 1, 0, 0)))
+        return unpack_error(netlink.recv(_RECEIVE_BYTES)) != errno.EOPNOTSUPP
 
 
 def _find_listener(cookie: int, port: int) -> TcpSocket | None:

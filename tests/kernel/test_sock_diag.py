@@ -17,7 +17,9 @@ from slim.broker.kernel import sock_diag
 from slim.broker.kernel.sock_diag import (
     ListenerDeaths,
     TcpSocket,
+    can_destroy,
     cookies_alive,
+    destroy_many,
     destroy_tcp,
     dump_tcp,
     find_tcp,
@@ -340,3 +342,27 @@ def test_lost_events_are_admitted(sockets: contextlib.ExitStack) -> None:
     cookie = read_cookie(last)
     last.close()
     eventually(lambda: cookie in deaths.receive(), "the end of a listener is told")
+
+
+@pytest.mark.needs_root
+def test_many_are_destroyed_and_no_other(sockets: contextlib.ExitStack) -> None:
+    """More than fit one message; one of them is gone already."""
+    pairs = [Pair(sockets) for _ in range(150)]
+    by_cookie = {sock.cookie: sock for sock in dump_tcp()}
+    doomed = [by_cookie[read_cookie(pair.client)] for pair in pairs[:-1]]
+    assert destroy_tcp(doomed[3])
+
+    assert destroy_many(doomed) == {sock.cookie for sock in doomed} - {doomed[3].cookie}
+
+    for pair in pairs[:-1]:
+        with pytest.raises(ConnectionAbortedError):
+            pair.client.recv(1)
+        with pytest.raises(ConnectionResetError):
+            pair.server.recv(1)
+    pairs[-1].client.sendall(b"x")
+    assert pairs[-1].server.recv(1) == b"x"
+
+
+def test_the_kernel_says_whether_it_destroys() -> None:
+    """This one does; nothing is destroyed for the answer."""
+    assert can_destroy()
