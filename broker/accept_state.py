@@ -32,6 +32,8 @@ class Ready:
     number: int | None = None
     """Of the fd under which a program has it already, from a call that a signal ended before it
     could return."""
+    flow: int = 0
+    """The inbound flow that admitted it; 0 for a plain peer."""
 
 
 @dataclass(slots=True, eq=False)

@@ -91,6 +91,18 @@ class Acceptor:
         if state.retry is not None:
             state.retry.cancel()
 
+    def judge_again(self, workload: int, dropped: frozenset[int]) -> None:
+        """Reset who was admitted, by these flows or as plain peers, and is not accepted yet."""
+        for state in self._states.values():
+            for ready in [*state.ready]:
+                # What the program has already is on record, and cut by control.
+                admitted = ready.flow not in dropped or ready.number is not None
+                if ready.flow == 0 and state.listener.workload == workload:
+                    admitted = self._context.admits_plain(workload, ready.peer.address)
+                if not admitted:
+                    state.ready.remove(ready)
+                    self._refuse(ready.sock, "policy-changed")
+
     # --- accept() -----------------------------------------------------------------------------
 
     def accept(
@@ -155,8 +167,7 @@ class Acceptor:
             if error.errno in (errno.ECONNABORTED, errno.EPROTO):
                 return True
             raise
-        address = sockaddr.from_python(name)
-        return self._examine(state, Parked(accepted, address, b"")) or True
+        return self._examine(state, Parked(accepted, sockaddr.from_python(name), b"")) or True
 
     def _examine(self, state: AcceptState, parked: Parked) -> Ready | None:
         """Read what is missing of the record, and judge it when it is whole. Takes `parked`."""
@@ -203,6 +214,7 @@ class Acceptor:
             flow.rule,
             flow.peer,
             parked.address,
+            flow=flow.flow,
         )
 
     def _refuse(self, sock: socket.socket, reason: str) -> None:
@@ -218,10 +230,9 @@ class Acceptor:
         call, asked = waiter.call, waiter.asked
         if waiter.timer is not None:
             waiter.timer.cancel()
-        family = state.listener.family
         try:
             if asked.address:
-                write_name(call, asked.address, asked.length, ready.peer, family)
+                write_name(call, asked.address, asked.length, ready.peer, state.listener.family)
             cookie = read_cookie(ready.sock)
             if asked.flags & socket.SOCK_NONBLOCK:
                 os.set_blocking(ready.sock.fileno(), False)

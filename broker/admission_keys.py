@@ -35,9 +35,13 @@ class AdmissionKeys:
 
     def __init__(self, traps: TrapsPort, *, lifetime_s: int) -> None:
         self._traps = traps
-        self._accept_ms = (lifetime_s + ACCEPT_MARGIN_S) * 1000
+        self.use_lifetime(lifetime_s)
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._ready: dict[str, asyncio.Event] = {}
+
+    def use_lifetime(self, lifetime_s: int) -> None:
+        """Flows live so long; keys that were given out keep their time."""
+        self._accept_ms = (lifetime_s + ACCEPT_MARGIN_S) * 1000
 
     def start(
         self,

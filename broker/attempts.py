@@ -46,6 +46,8 @@ class Attempt:
     bound_port: int
     waiting: list[PendingCall]
     is_second: bool
+    epoch: int
+    """Of the policy that `flow` was made under (context.TrapContext.epoch)."""
     token: int = 0
     timers: list[Timer] = field(default_factory=list)
     unsent: bytes = b""

@@ -131,7 +131,16 @@ class Connector:
             self._leave(call, new, cookie, action)
         else:
             attempt = Attempt(
-                new, cookie, fd, domain, action.key, flow, action.bound_port, [call], is_second
+                new,
+                cookie,
+                fd,
+                domain,
+                action.key,
+                flow,
+                action.bound_port,
+                [call],
+                is_second,
+                context.epoch,
             )
             attempt.unsent = unsent
             self._attempts.hold(attempt)
@@ -169,7 +178,7 @@ class Connector:
 
     def _take_back(self, attempt: Attempt, call: PendingCall, code: int) -> None:
         """The host socket did not get through: ask once more, then back to the overlay."""
-        if attempt.is_second:
+        if attempt.is_second and attempt.epoch == self._context.epoch:
             self._try_again(attempt, call, OverlayFlow("host-path-failed", "", 0), code)
             return
         self._context.control.ask(
@@ -293,7 +302,18 @@ class Connector:
         key = FlowKey(record.workload, None, record.peer_endpoint())
         copy = socket.socket(domain, socket.SOCK_STREAM, fileno=os.dup(sock.fileno()))
         self._attempts.hold(
-            Attempt(copy, record.cookie, fd, domain, key, flow, 0, [call], is_second=False)
+            Attempt(
+                copy,
+                record.cookie,
+                fd,
+                domain,
+                key,
+                flow,
+                0,
+                [call],
+                is_second=False,
+                epoch=self._context.epoch,
+            )
         )
 
     def restore_overlay(

@@ -62,6 +62,8 @@ class TrapContext:
     host_netns: int
     workloads: dict[int, Workload] = field(default_factory=dict)
     counters: Counter[str] = field(default_factory=Counter)
+    epoch: int = 0
+    """Counts the changes of policy that this process saw."""
 
     @property
     def ports(self) -> PortRange:

@@ -19,13 +19,13 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from slim.broker import reporting
 from slim.broker.admin import messages as admin
 from slim.broker.admin.server import AdminServer
 from slim.broker.admission_keys import AdmissionKeys
 from slim.broker.containers import Containers
+from slim.broker.control_admin import ControlAdmin
 from slim.broker.control_links import KeeperClient, TrapsServer
-from slim.broker.discovery_lending import Lending
+from slim.broker.discovery_choice import Discovery
 from slim.broker.endpoints import Endpoint, from_packed16, packed16
 from slim.broker.errors import ConfigError, ControlError
 from slim.broker.inbound import Inbound
@@ -37,25 +37,31 @@ from slim.broker.paths import HostPaths
 from slim.broker.peering import Peering
 from slim.broker.peers import messages as peer_messages
 from slim.broker.peers.channel import PeerLinks
-from slim.broker.peers.pki import load_host_credentials
-from slim.broker.plugin_manager import Plugins
-from slim.broker.plugin_settings import PluginSettings
 from slim.broker.registry import Registry
+from slim.broker.reload import (
+    ENCRYPTION,
+    SETTLE_LIMIT_S,
+    Prepared,
+    Reloading,
+    load_credentials,
+    make_plugins,
+)
 from slim.broker.resolver import Resolver
+from slim.broker.revocation import NoNews, Revocation
 from slim.broker.run_directory import claim
 from slim.broker.run_server import RunServer
+from slim.broker.sources import open_sources
 from slim.broker.survey import Survey
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
 
     from slim.broker.config import BrokerConfig
-    from slim.broker.discovery import DiscoveryBackend
     from slim.broker.endpoints import Address
+    from slim.broker.sources import Sources
 
 log = logging.getLogger(__name__)
 
-ENCRYPTION = "aesgcm"
 TRAPS_START_LIMIT_S = 10.0
 _encode = msgspec.msgpack.encode
 
@@ -67,40 +73,32 @@ class Control:
         self._config = config
         self._started = time.monotonic()
         self._stopping = asyncio.Event()
+        self._is_ready = False
         self._release = False
         self._keeper_is_gone = False
         self.counters: Counter[str] = Counter()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._plugins = Plugins(block=config.plugins.block, load=config.plugins.load)
-        self._plugins.configure(
-            PluginSettings(
-                host=config.host.name,
-                source=str(config.path),
-                tables=dict(config.plugin_settings),
-            )
-        )
+        plugins = make_plugins(config)
         if trace_hooks:
-            self._plugins.trace()
-        self._encryption = self._plugins.encryption_backends()[ENCRYPTION]
-        self._registry = Registry(config.overlays, self._plugins)
+            plugins.trace()
+        self._trace_hooks = trace_hooks
+        self._encryption = plugins.encryption_backends()[ENCRYPTION]
+        self._registry = Registry(config.overlays, plugins)
         self._paths = HostPaths()
-        self._credentials = (
-            load_host_credentials(
-                config.peers.certificate, config.peers.key, config.peers.authority
-            )
-            if config.peers
-            else None
-        )
+        self._credentials = load_credentials(config)
         self._host = self._credentials.identity.host if self._credentials else config.host.name
-        self._backends: list[DiscoveryBackend] = []
+        self._reload_lock = asyncio.Lock()
         # Made in start(), which undoes itself in stop().
         self._keeper: KeeperClient
         self._traps: TrapsServer
         self._keys: AdmissionKeys
+        self._sources: Sources
         self._inbound: Inbound
         self._peering: Peering
         self._containers: Containers
         self._survey: Survey
+        self._revocation: Revocation
+        self._reloading: Reloading
         self._links: PeerLinks | None = None
         self._resolver: Resolver
         self._run_server: RunServer
@@ -121,6 +119,40 @@ class Control:
                 )
             log.info("slimd stops; established connections stay")
 
+    @property
+    def config(self) -> BrokerConfig:
+        """In force."""
+        return self._config
+
+    async def reload(self) -> admin.Reloaded:
+        """Read the configuration again (reload.py); mistakes are logged and given back."""
+        if not self._is_ready:
+            raise ControlError("slimd is not ready yet", hint="try again in a moment")
+        async with self._reload_lock:
+            done = await self._reloading.run(self._config)
+            if not isinstance(done, Prepared):
+                self.counters["reloads_refused"] += 1
+                return admin.Reloaded(
+                    [admin.Mistake(mistake.message, mistake.hint) for mistake in done], []
+                )
+            self.counters["reloads"] += 1
+            self._config = done.config
+            if self._trace_hooks:
+                done.plugins.trace()
+            self._traps.send(messages.Settings(await self._settle_traps()))
+            await self._revocation.settled(SETTLE_LIMIT_S)
+            return admin.Reloaded([], done.needs_restart)
+
+    def reload_soon(self) -> None:
+        """SIGHUP; what comes of it is in the log."""
+        self._spawn(self._reload_and_log())
+
+    async def _reload_and_log(self) -> None:
+        try:
+            await self.reload()
+        except ControlError as error:
+            log.error("reload: %s (%s)", error.message, error.hint)
+
     def stop(self, *, release: bool = False) -> None:
         self._release = self._release or release
         self._stopping.set()
@@ -133,37 +165,62 @@ class Control:
         program = build_filter(config.guard)
         self._keeper = await connect_keeper(run_dir, self._process_options(), self._on_keeper_end)
         undo.push_async_callback(self._end_processes)
-        held, _ = await self._keeper.fetch("")
+        held, processes = await self._keeper.fetch("")
+        self._sources = await open_sources(self._keeper)
+        undo.callback(self._sources.close)
+        # A traps that runs already may speak from here on: no await until all it needs is made.
         self._traps = TrapsServer(str(run_dir / "traps.sock"), self._on_traps, self._on_traps_hello)
         undo.callback(self._traps.close)
         lifetime = config.limits.flow_lifetime_s
         self._keys = AdmissionKeys(self._traps, lifetime_s=lifetime)
         undo.callback(self._keys.close)
-        self._inbound = Inbound(self._registry, self._plugins, self._traps, lifetime_s=lifetime)
+        self._inbound = Inbound(self._registry, self._sources, self._traps, lifetime_s=lifetime)
         self._peering = Peering(
-            self._host, config.host.addresses, self._traps, self._keys, self._inbound
+            self._host,
+            config.host.addresses,
+            self._traps,
+            self._keys,
+            self._inbound,
+            self._registry,
+            self._sources,
         )
         if self._credentials is not None and config.peers is not None:
             self._links = PeerLinks(self._credentials, self._peering.hello, self._peering)
             undo.push_async_callback(self._links.close)
         self._resolver = Resolver(
             self._registry,
-            self._plugins,
             self._inbound,
             self._paths,
             self._links,
             host=self._host,
             deny_errno=config.policy.errno,
         )
+        self._survey = Survey(self._registry, self._keeper, self._traps)
+        undo.callback(self._survey.close)
+        self._revocation = Revocation(
+            self._registry,
+            self._sources,
+            self._survey,
+            self._keeper,
+            self._traps,
+            self._resolver,
+            NoNews() if self._links is None else self._peering,
+        )
+        self._inbound.on_identity_changed = self._revocation.judge_again
         if self._links is not None:
-            self._peering.use(self._links, self._resolver)
+            self._peering.use(self._links, self._resolver, self._revocation)
         self._containers = Containers(
             self._registry, self._keeper, self._traps, self._inbound, self._invalidate
         )
         await self._containers.restore(held)
+        if not processes.traps_pid:
+            await self._revocation.prepare()
+        undo.callback(self._spawn(self._revocation.run(), is_vital=True).cancel)
         await self._start_traps()
-        self._start_discovery()
-        undo.callback(self._close_backends)
+        discovery = Discovery(self._host, self._registry, self._resolver, self._containers)
+        inputs = config, self._registry.plugins, self._credentials
+        discovery.use(discovery.make(*inputs), *inputs)
+        undo.callback(discovery.close)
         self._keys.start(
             self._host,
             [packed16(address) for address in config.host.addresses],
@@ -177,13 +234,38 @@ class Control:
             str(run_dir / "run.sock"), program, host_netns, config.slim_run, self._containers
         )
         undo.callback(self._run_server.close)
-        self._survey = Survey(self._registry, self._keeper, self._traps)
-        undo.callback(self._survey.close)
-        self._admin = AdminServer(self)
+        self._reloading = Reloading(
+            host=self._host,
+            registry=self._registry,
+            resolver=self._resolver,
+            inbound=self._inbound,
+            keys=self._keys,
+            discovery=discovery,
+            run_server=self._run_server,
+            links=self._links,
+            revocation=self._revocation,
+        )
+        # What lives was allowed by a predecessor, perhaps by another policy.
+        await self._revocation.settled(TRAPS_START_LIMIT_S)
+        self._admin = AdminServer(
+            ControlAdmin(
+                control=self,
+                host=self._host,
+                registry=self._registry,
+                survey=self._survey,
+                revocation=self._revocation,
+                keeper=self._keeper,
+                traps=self._traps,
+                paths=self._paths,
+                links=self._links,
+                counters=self._all_counters,
+                started=self._started,
+            )
+        )
         await self._admin.start(run_dir / "admin.sock")
         undo.push_async_callback(self._admin.close)
-        sweep = asyncio.create_task(self._survey.sweep())
-        undo.callback(sweep.cancel)
+        undo.callback(self._spawn(self._survey.sweep()).cancel)
+        self._is_ready = True
 
     async def _listen_for_peers(self, endpoint: Endpoint) -> None:
         assert self._links is not None
@@ -218,11 +300,7 @@ class Control:
         self.stop()
 
     async def _start_traps(self) -> None:
-        config = self._config
-        settings = make_settings(config, self._encryption.module)
-        await self._keeper.store("settings", _encode(settings))
-        argv = [sys.executable, "-m", "slim.broker.traps", *self._process_options()]
-        await self._keeper.start_traps(argv, config.limits.gap_limit_s)
+        settings = await self._settle_traps()
         try:
             async with asyncio.timeout(TRAPS_START_LIMIT_S):
                 await self._traps.connected.wait()
@@ -232,12 +310,22 @@ class Control:
             ) from None
         self._traps.send(messages.Settings(settings))
 
+    async def _settle_traps(self) -> messages.TrapSettings:
+        """Let the keeper run traps by the configuration in force, now and whenever it ends."""
+        settings = make_settings(self._config, self._encryption.module)
+        await self._keeper.store("settings", _encode(settings))
+        argv = [sys.executable, "-m", "slim.broker.traps", *self._process_options()]
+        await self._keeper.start_traps(argv, self._config.limits.gap_limit_s)
+        return settings
+
     def _on_traps_hello(self, hello: messages.TrapsHello) -> None:
         for workload in self._registry:
             # traps announces the listeners that live.
             workload.listeners.clear()
         self._spawn(self._containers.compare(hello.containers, hello.idle))
         self.counters["traps_connected"] += 1
+        # It may have missed what its predecessor was told last.
+        self._revocation.judge_again()
 
     def _on_traps(self, message: messages.ToControl) -> None:
         match message:
@@ -279,121 +367,33 @@ class Control:
                 elif self._links is not None:
                     self._links.send(peer, peer_messages.Invalidate(packed, port))
 
-    def _spawn(self, work: Coroutine[None, None, None]) -> None:
+    def _spawn(
+        self, work: Coroutine[None, None, None], *, is_vital: bool = False
+    ) -> asyncio.Task[None]:
         task = asyncio.create_task(work)
         self._tasks.add(task)
-        task.add_done_callback(self._on_task_done)
+        task.add_done_callback(lambda task: self._on_task_done(task, is_vital=is_vital))
+        return task
 
-    def _on_task_done(self, task: asyncio.Task[None]) -> None:
+    def _on_task_done(self, task: asyncio.Task[None], *, is_vital: bool) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and task.exception() is not None:
             self.counters["internal_errors"] += 1
             log.error("a task failed", exc_info=task.exception())
+            if is_vital:
+                # Without it a change of policy would be in force for new connections only.
+                log.critical("slimd ends, since policy is not enforced any more")
+                self.stop()
 
-    # --- discovery ----------------------------------------------------------------------------
-
-    def _start_discovery(self) -> None:
-        peers = self._config.peers
-        control = None
-        if peers is not None:
-            address = peers.listen.address
-            if address.is_unspecified:
-                address = self._config.host.addresses[0]
-            control = Endpoint(address, peers.listen.port)
-        lending = Lending(
-            self._host,
-            control,
-            self._config.discovery.rendezvous_port,
-            self._registry,
-            self._credentials,
-        )
-        found = self._plugins.discovery_backends(lending)
-        for name in self._config.discovery.order:
-            if name not in found:
-                raise ConfigError(
-                    f"{self._config.path}: [discovery] order: there is no backend {name!r}",
-                    hint=f"there are: {', '.join(sorted(found))}",
-                )
-            self._backends.append(found.pop(name))
-        for unused in found.values():
-            unused.close()
-        self._resolver.backends = self._backends
-        self._containers.announce_to(self._backends)
-
-    def _close_backends(self) -> None:
-        for backend in self._backends:
-            backend.close()
-
-    # --- admin (admin.server.AdminProvider) ---------------------------------------------------
-
-    async def status(self) -> admin.Status:
-        config = self._config
+    def _all_counters(self) -> dict[str, int]:
         counters = {
             **self.counters,
             **self._containers.counters,
             **self._resolver.counters,
             **self._inbound.counters,
+            **self._revocation.counters,
+            "policy_epoch": self._registry.epoch,
         }
-        peers = self._links.status() if self._links is not None else []
         if self._links is not None:
             counters.update({**self._links.counters, **self._peering.counters})
-        for endpoint, error in self._paths.failures().items():
-            counters[f"path_failed {endpoint} {error}"] = 1
-        workloads = [*self._registry]
-        snapshot = await self._survey.snapshot()
-        connections = 0
-        if snapshot is not None:
-            connections = sum(record.cookie in snapshot.sockets for record in snapshot.records)
-        return admin.Status(
-            version=reporting.own_version(),
-            host=self._host,
-            guard=config.guard,
-            config=str(config.path),
-            run_dir=str(config.run_dir),
-            uptime_s=time.monotonic() - self._started,
-            host_addresses=[str(address) for address in config.host.addresses],
-            host_ports=str(config.host.ports),
-            overlays=[
-                f"{overlay.name}: {', '.join(str(network) for network in overlay.networks)}"
-                for overlay in config.overlays
-            ],
-            processes=[
-                admin.ProcessStatus("control", os.getpid()),
-                admin.ProcessStatus("traps", self._traps.pid),
-                admin.ProcessStatus("keeper", self._keeper.peer_pid),
-            ],
-            peers=[
-                admin.PeerStatus(
-                    peer.host,
-                    peer.endpoint,
-                    peer.state,
-                    peer.error,
-                    peer.retry_in_s,
-                    peer.rtt_ms,
-                )
-                for peer in peers
-            ],
-            workloads=len(workloads),
-            containers=sum(len(workload.containers) for workload in workloads),
-            listeners=sum(len(workload.listeners) for workload in workloads),
-            connections=connections,
-            counters=counters,
-        )
-
-    async def containers(self) -> admin.Containers:
-        return await self._survey.list_containers()
-
-    async def connections(self) -> admin.Connections:
-        return await self._survey.list_connections()
-
-    def plugins(self) -> admin.Plugins:
-        return admin.Plugins(
-            [
-                admin.Plugin(name, version, list(hooks))
-                for name, version, hooks in self._plugins.describe()
-            ]
-        )
-
-    def stop_from_admin(self, release: bool) -> admin.Stopping:
-        self.stop(release=release)
-        return admin.Stopping(os.getpid())
+        return counters

@@ -77,6 +77,7 @@ async def _serve(config: BrokerConfig, *, trace_hooks: bool) -> None:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal)
+    loop.add_signal_handler(signal.SIGHUP, control.reload_soon)
     await control.run()
 
 

@@ -12,10 +12,12 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
+from slim.broker.endpoints import contains_any
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from slim.broker.endpoints import Address, Endpoint
+    from slim.broker.endpoints import Address, Endpoint, Network
 
 MAX_FLOWS = 65_536
 
@@ -97,6 +99,10 @@ class FlowTable:
 
     def drop_workload(self, workload: int) -> None:
         self._drop_where(lambda key: key.workload == workload)
+
+    def drop_into(self, networks: tuple[Network, ...]) -> None:
+        """Forget flows to every address in the networks."""
+        self._drop_where(lambda key: contains_any(networks, key.destination.address))
 
     def drop_all(self) -> None:
         self._flows.clear()

@@ -23,8 +23,8 @@ from slim.broker.registry import host_endpoint
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from slim.broker.plugin_manager import Plugins
     from slim.broker.registry import Registry
+    from slim.broker.sources import Sources
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +34,8 @@ INBOUND_MARGIN_MS = 60_000
 MAX_ASKERS = 4096
 MAX_FLOWS = 65_536
 REUSE_S = 5.0
+MAX_EPOCHS = 8
+"""How often one question is answered anew because policy changed meanwhile."""
 
 
 class TrapsPort(Protocol):
@@ -46,12 +48,14 @@ class Inbound:
     """Answers Resolve for this host's workloads, and remembers who asked."""
 
     def __init__(
-        self, registry: Registry, plugins: Plugins, traps: TrapsPort, *, lifetime_s: int
+        self, registry: Registry, sources: Sources, traps: TrapsPort, *, lifetime_s: int
     ) -> None:
         self._registry = registry
-        self._plugins = plugins
+        self._sources = sources
         self._traps = traps
-        self._lifetime_ms = lifetime_s * 1000
+        self.lifetime_s = lifetime_s
+        self.on_identity_changed: Callable[[], None] = lambda: None
+        """A source has other labels than when it asked last: what it has is to be judged again."""
         self._askers: dict[tuple[int, int], dict[str, set[Address]]] = defaultdict(dict)
         """(workload, port) -> peer host -> the addresses it asked about."""
         self._flows: dict[tuple[str, bytes, bytes, int, int, str], tuple[int, float]] = {}
@@ -59,11 +63,22 @@ class Inbound:
 
     async def answer(self, peer: str, asked: peer_messages.Resolve) -> peer_messages.ResolveAnswer:
         """The answer to a peer whose right to speak for the source was checked; never raises."""
+        identity = Identity(asked.workload, asked.namespace, asked.labels)
+        if self._sources.remember(peer, asked.source, identity):
+            self.on_identity_changed()
+        for _ in range(MAX_EPOCHS):
+            epoch = self._registry.epoch
+            answer = await self._answer(peer, asked)
+            if epoch == self._registry.epoch:
+                return answer
+        return peer_messages.ResolvedDenied(asked.token, 1000, "policy changes all the time")
+
+    async def _answer(self, peer: str, asked: peer_messages.Resolve) -> peer_messages.ResolveAnswer:
         destination = from_packed16(asked.destination)
         workload = self._registry.by_address(destination)
         if workload is None:
             return peer_messages.ResolvedUnknown(asked.token)
-        verdict = self._plugins.decide(
+        verdict = self._registry.plugins.decide(
             FlowRequest(
                 direction=Direction.INGRESS,
                 source=Identity(asked.workload, asked.namespace, asked.labels),
@@ -107,10 +122,10 @@ class Inbound:
         A young one for the same ends serves again: a peer that asks often makes one flow.
         """
         key = (peer, asked.source, asked.destination, asked.port, workload, rule)
-        now = time.monotonic()
+        now, lifetime_ms = time.monotonic(), self.lifetime_s * 1000
         known = self._flows.get(key)
         if known is not None and now - known[1] < REUSE_S:
-            return known[0], self._lifetime_ms - int((now - known[1]) * 1000)
+            return known[0], lifetime_ms - int((now - known[1]) * 1000)
         flow = secrets.randbits(32) or 1
         await self._traps.request(
             lambda token: messages.AddInboundFlow(
@@ -123,14 +138,18 @@ class Inbound:
                 source=asked.source,
                 source_workload=f"{asked.namespace}/{asked.workload}"[:80],
                 rule=rule[:80],
-                lifetime_ms=self._lifetime_ms + INBOUND_MARGIN_MS,
+                lifetime_ms=lifetime_ms + INBOUND_MARGIN_MS,
             )
         )
         self.counters["inbound_flows"] += 1
         if len(self._flows) >= MAX_FLOWS:
             self._flows.clear()
         self._flows[key] = (flow, now)
-        return flow, self._lifetime_ms
+        return flow, lifetime_ms
+
+    def forget_flows(self) -> None:
+        """Policy changed: those in traps are judged by who changed it, and none serves again."""
+        self._flows.clear()
 
     def forget_workload(self, workload: int) -> None:
         """Its inbound flows are gone in traps too."""

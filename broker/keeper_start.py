@@ -67,4 +67,5 @@ def make_settings(config: BrokerConfig, encryption: str) -> messages.TrapSetting
         flow_lifetime_s=config.limits.flow_lifetime_s,
         deny_errno=config.policy.errno,
         encryption=encryption,
+        log_level=config.log.level,
     )

@@ -82,7 +82,7 @@ class HostPorts:
     def __init__(self, ports: PortRange, store: SlotStore, *, quarantine_s: float) -> None:
         self._ports = ports
         self._store = store
-        self._quarantine_s = quarantine_s
+        self.quarantine_s = quarantine_s
         self._by_port: dict[int, PortRecord] = {}
         for payload in _payloads(store, KIND_PORT):
             record = _decode(payload, PortRecord)
@@ -118,7 +118,7 @@ class HostPorts:
         """The listener is gone; the quarantine starts."""
         record = self._by_port.get(host_port)
         if record is not None:
-            self._write(msgspec.structs.replace(record, until=now_s + self._quarantine_s))
+            self._write(msgspec.structs.replace(record, until=now_s + self.quarantine_s))
 
     def _write(self, record: PortRecord) -> None:
         self._by_port[record.host_port] = record

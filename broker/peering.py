@@ -3,30 +3,37 @@
 from __future__ import annotations
 
 import logging
-from collections import Counter
+from collections import Counter, defaultdict
 from typing import TYPE_CHECKING
 
-from slim.broker.endpoints import from_packed16, packed16
+from slim.broker.decisions import Identity
+from slim.broker.endpoints import contains_any, from_packed16, packed16
 from slim.broker.local import messages
 from slim.broker.peers import messages as peer_messages
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from slim.broker.admission_keys import AdmissionKeys
     from slim.broker.control_links import TrapsServer
     from slim.broker.endpoints import Address
     from slim.broker.inbound import Inbound
     from slim.broker.peers.channel import PeerLinks
     from slim.broker.peers.link import PeerInfo
+    from slim.broker.registry import Registry
     from slim.broker.resolver import Resolver
+    from slim.broker.revocation import Revocation
+    from slim.broker.sources import Sources
 
 log = logging.getLogger(__name__)
 
 
 class Peering:
-    """Borrows everything it is made with; links and resolver are set before the first message."""
+    """Borrows everything it is made with; `use` is called before the first message."""
 
     _links: PeerLinks
     _resolver: Resolver
+    _revocation: Revocation
 
     def __init__(
         self,
@@ -35,24 +42,31 @@ class Peering:
         traps: TrapsServer,
         keys: AdmissionKeys,
         inbound: Inbound,
+        registry: Registry,
+        sources: Sources,
     ) -> None:
         self._host = host
         self._addresses = addresses
         self._traps = traps
         self._keys = keys
         self._inbound = inbound
+        self._registry = registry
+        self._sources = sources
+        self._told: set[str] = set()
+        """Hosts that know of the last change of policy."""
         self.counters: Counter[str] = Counter()
 
-    def use(self, links: PeerLinks, resolver: Resolver) -> None:
+    def use(self, links: PeerLinks, resolver: Resolver, revocation: Revocation) -> None:
         self._links = links
         self._resolver = resolver
+        self._revocation = revocation
 
     def hello(self) -> peer_messages.Hello:
         return peer_messages.Hello(
             peer_messages.PROTOCOL,
             self._host,
             [packed16(address) for address in self._addresses],
-            ["preamble"],
+            ["preamble", peer_messages.FEATURE_REVOKE],
         )
 
     async def resolve(
@@ -77,8 +91,62 @@ class Peering:
         self._resolver.forget(address)
         self._traps.send(messages.DropFlows(message.destination, message.port))
 
+    def policy_changed(self, peer: PeerInfo) -> None:
+        """What its slimd answered is worth nothing now, answers on their way to us included."""
+        self.counters["policy_changes_of_peers"] += 1
+        self._registry.epoch += 1
+        packed = [(packed16(each.network_address), each.prefixlen) for each in peer.networks]
+        self._traps.send(messages.DropFlowsInto(packed))
+        self._revocation.peer_changed(peer.networks)
+
+    def relabelled(self, peer: PeerInfo, message: peer_messages.Relabelled) -> None:
+        identity = Identity(message.workload, message.namespace, message.labels)
+        if self._sources.get(peer.host, message.source) is None:
+            # It has asked for nothing here.
+            return
+        if self._sources.remember(peer.host, message.source, identity):
+            self._registry.epoch += 1
+            self._revocation.judge_again()
+
+    def cut(self, peer: PeerInfo, message: peer_messages.Cut) -> None:
+        self._revocation.peer_cut(message.ends, peer.networks)
+
+    # --- what peers are to know (revocation.News) ---------------------------------------------
+
+    def tell_policy_changed(self) -> None:
+        self._told.clear()
+        for peer in self._links.connected():
+            self._tell_epoch(peer)
+
+    def tell_cut(self, ends: Iterable[tuple[Address, bytes]]) -> None:
+        """Each to the hosts whose certificate names its address."""
+        by_address: dict[Address, list[bytes]] = defaultdict(list)
+        for address, end in ends:
+            by_address[address].append(end)
+        for peer in self._links.connected():
+            if peer_messages.FEATURE_REVOKE not in peer.features:
+                continue
+            its = [
+                end
+                for address, group in by_address.items()
+                if contains_any(peer.networks, address)
+                for end in group
+            ]
+            for start in range(0, len(its), peer_messages.MAX_ENDS):
+                part = its[start : start + peer_messages.MAX_ENDS]
+                self._links.send(peer.host, peer_messages.Cut(part))
+
+    def _tell_epoch(self, peer: PeerInfo) -> None:
+        if peer_messages.FEATURE_REVOKE in peer.features and peer.host not in self._told:
+            self._told.add(peer.host)
+            self._links.send(peer.host, peer_messages.PolicyChanged())
+
+    # --- channels come and go -----------------------------------------------------------------
+
     def connected(self, peer: PeerInfo) -> None:
         host = peer.host
+        # Policy may have changed while there was no channel, or no slimd.
+        self._tell_epoch(peer)
 
         def deliver(key: peer_messages.Key) -> bool:
             return self._links.send(host, key)

@@ -87,6 +87,8 @@ class Registry:
     overlays: tuple[OverlayConfig, ...]
     plugins: Plugins
     workloads: dict[int, Workload] = field(default_factory=dict)
+    epoch: int = 0
+    """Counts changes of policy, here or at a peer: a verdict of an older epoch is asked again."""
 
     def __iter__(self) -> Iterator[Workload]:
         return iter([*self.workloads.values()])
@@ -134,11 +136,33 @@ class Registry:
             addresses=[packed16(address) for address in own],
             index=self._free_index(),
             isolated_ingress=self.plugins.isolates(identity, Direction.INGRESS),
-            isolated_egress=chosen.unverified == "deny"
-            or self.plugins.isolates(identity, Direction.EGRESS),
+            isolated_egress=self._isolates_egress(identity, chosen),
             fail_mode="closed" if fail_mode == "closed" else "open",
             prepared=prepared,
         )
+
+    def use_policy(self, plugins: Plugins) -> None:
+        """These plugins decide from now on."""
+        self.plugins = plugins
+        self.epoch += 1
+
+    def describe_again(self, workload: Workload) -> bool:
+        """Bring what depends on policy and configuration up to date; True if anything changed."""
+        overlay = self.overlay_of(workload.state.overlay)
+        if overlay is None:
+            return False
+        state = msgspec.structs.replace(
+            workload.state,
+            networks=[_pack_network(network) for network in overlay.networks],
+            isolated_ingress=self.plugins.isolates(workload.identity, Direction.INGRESS),
+            isolated_egress=self._isolates_egress(workload.identity, overlay),
+        )
+        changed = state != workload.state
+        workload.state = state
+        return changed
+
+    def _isolates_egress(self, identity: Identity, overlay: OverlayConfig) -> bool:
+        return overlay.unverified == "deny" or self.plugins.isolates(identity, Direction.EGRESS)
 
     def check_same(
         self, known: WorkloadState, name: str | None, namespace: str, labels: dict[str, str]

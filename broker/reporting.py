@@ -21,6 +21,8 @@ from slim.broker.listeners import ListenerRecord, read_listeners
 from slim.broker.slots import SlotStore
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from slim.broker.endpoints import Endpoint
     from slim.broker.local.messages import ContainerState
     from slim.broker.registry import Registry, Workload
@@ -68,6 +70,29 @@ def _dump_in(workload: Workload) -> list[TcpSocket]:
     except OSError as error:
         log.debug("sockets of %s not listed: %s", workload.state.name, error)
         return []
+
+
+def live(snapshot: Snapshot) -> Iterator[tuple[ConnectionRecord, TcpSocket]]:
+    """Connections that are not over, with their sockets."""
+    for record in snapshot.records:
+        sock = snapshot.sockets.get(record.cookie)
+        if sock is not None and record.path != "denied":
+            yield record, sock
+
+
+def local_end(record: ConnectionRecord, sock: TcpSocket) -> Endpoint:
+    """The overlay endpoint at this end; the kernel chose it later if the overlay carries it."""
+    local = record.local_endpoint()
+    return local if local.port else sock.local
+
+
+def has_unseen(snapshot: Snapshot, young_s: float) -> bool:
+    """Whether a young record has no socket in the kernel's tables, or not yet."""
+    since = time.time() - young_s
+    return any(
+        record.created > since and record.path != "denied" and record.cookie not in snapshot.sockets
+        for record in snapshot.records
+    )
 
 
 class Gone:
@@ -130,10 +155,7 @@ def _connection(
     record: ConnectionRecord, sock: TcpSocket | None, names: dict[int, str], now: float
 ) -> admin.Connection:
     is_fast = record.path == "fast"
-    local = record.local_endpoint()
-    if not local.port and sock is not None:
-        # Left on the overlay: the kernel chose its address after we looked.
-        local = sock.local
+    local = local_end(record, sock) if sock is not None else record.local_endpoint()
     return admin.Connection(
         direction=record.direction,
         workload=names.get(record.workload, str(record.workload)),

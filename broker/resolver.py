@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from slim.broker.inbound import Inbound
     from slim.broker.paths import HostPaths
     from slim.broker.peers.channel import PeerLinks
-    from slim.broker.plugin_manager import Plugins
     from slim.broker.registry import Registry, Workload
 
 log = logging.getLogger(__name__)
@@ -39,6 +38,8 @@ UNKNOWN_LIFETIME_MS = 2_000
 DENIED_LIFETIME_MS = 10_000
 NOT_BROKERED_LIFETIME_MS = 10_000
 MAX_LOCATED = 65_536
+MAX_EPOCHS = 8
+"""How often one question is answered anew because policy changed meanwhile."""
 
 FlowAnswer: TypeAlias = messages.FlowFast | messages.FlowOverlay | messages.FlowDenied
 
@@ -60,7 +61,6 @@ class Resolver:
     def __init__(
         self,
         registry: Registry,
-        plugins: Plugins,
         inbound: Inbound,
         paths: HostPaths,
         links: PeerLinks | None,
@@ -69,24 +69,31 @@ class Resolver:
         deny_errno: int,
     ) -> None:
         self._registry = registry
-        self._plugins = plugins
         self._inbound = inbound
         self._paths = paths
         self._links = links
         self._host = host
-        self._deny_errno = deny_errno
+        self.deny_errno = deny_errno
         self._located: dict[tuple[int, Address], tuple[Located, float]] = {}
         self.backends: list[DiscoveryBackend] = []
         """In the configured order; first hit wins."""
         self.counters: Counter[str] = Counter()
 
     async def look_up(self, asked: messages.LookUp) -> FlowAnswer:
-        """The answer for traps; never raises."""
+        """The answer for traps, by the policy in force when it returns; never raises."""
+        for _ in range(MAX_EPOCHS):
+            epoch = self._registry.epoch
+            answer = await self._look_up(asked)
+            if epoch == self._registry.epoch:
+                return answer
+        return self._denied(asked.token, "policy changes all the time")
+
+    async def _look_up(self, asked: messages.LookUp) -> FlowAnswer:
         workload = self._registry.workloads.get(asked.workload)
         destination = Endpoint(from_packed16(asked.destination), asked.port)
         if workload is None:
             return messages.FlowDenied(
-                asked.token, self._deny_errno, UNKNOWN_LIFETIME_MS, "unknown workload"
+                asked.token, self.deny_errno, UNKNOWN_LIFETIME_MS, "unknown workload"
             )
         source = (
             from_packed16(asked.source)
@@ -96,13 +103,17 @@ class Resolver:
         if source is None or packed16(source) not in workload.state.addresses:
             # No route, or an address the kernel will refuse: its errno is the right one.
             return messages.FlowOverlay(asked.token, "no-source", UNKNOWN_LIFETIME_MS, "")
-        verdict = self._plugins.decide(self._egress(workload, source, destination))
+        verdict = self._registry.plugins.decide(self._egress(workload, source, destination))
         if not verdict.allow:
             return self._denied(asked.token, verdict.rule)
         question = Question(asked.token, workload, source, destination, verdict)
         if asked.retry:
             self._located.pop((workload.state.cookie, destination.address), None)
         return await self._resolve(question)
+
+    def forget_located(self) -> None:
+        """The backends are others now."""
+        self._located.clear()
 
     def forget(self, address: Address) -> None:
         """What was found out about the address is no longer so."""
@@ -219,7 +230,7 @@ class Resolver:
 
     def _plain(self, question: Question) -> FlowAnswer:
         """Nobody brokers the address: policy is asked again, now that this is known."""
-        verdict = self._plugins.decide(
+        verdict = self._registry.plugins.decide(
             replace(
                 self._egress(question.workload, question.source, question.destination),
                 destination=PLAIN_PEER,
@@ -235,7 +246,7 @@ class Resolver:
         """Nobody could say: the overlay, unless policy isolates the source."""
         if question.workload.state.isolated_egress:
             return messages.FlowDenied(
-                question.token, self._deny_errno, UNKNOWN_LIFETIME_MS, f"verdict unknown: {reason}"
+                question.token, self.deny_errno, UNKNOWN_LIFETIME_MS, f"verdict unknown: {reason}"
             )
         return messages.FlowOverlay(
             question.token, reason, UNKNOWN_LIFETIME_MS, question.verdict.rule
@@ -243,4 +254,4 @@ class Resolver:
 
     def _denied(self, token: int, rule: str) -> FlowAnswer:
         self.counters["denied"] += 1
-        return messages.FlowDenied(token, self._deny_errno, DENIED_LIFETIME_MS, rule)
+        return messages.FlowDenied(token, self.deny_errno, DENIED_LIFETIME_MS, rule)

@@ -84,6 +84,10 @@ class RunServer:
         self._pause = None
         asyncio.get_running_loop().add_reader(self._listener, self._accept)
 
+    def use(self, config: SlimRunConfig) -> None:
+        """For conversations that begin from now on."""
+        self._config = config
+
     def close(self) -> None:
         if self._pause is not None:
             self._pause.cancel()

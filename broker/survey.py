@@ -12,10 +12,13 @@ from typing import TYPE_CHECKING
 
 from slim.broker import reporting
 from slim.broker.admin import messages as admin
+from slim.broker.admission.keyring import read_flows
 from slim.broker.errors import ControlError
 from slim.broker.local import messages
+from slim.broker.slots import SlotStore
 
 if TYPE_CHECKING:
+    from slim.broker.admission.keyring import InboundFlow
     from slim.broker.control_links import KeeperClient, TrapsServer
     from slim.broker.registry import Registry
 
@@ -56,6 +59,24 @@ class Survey:
                 self._traps.send(
                     messages.ForgetConnections(cookies[start : start + COOKIES_PER_MESSAGE])
                 )
+
+    async def inbound_flows(self) -> list[InboundFlow]:
+        """Who traps admits now."""
+        store = await self.open_admission(writable=False)
+        if store is None:
+            return []
+        try:
+            return await asyncio.to_thread(lambda: [*read_flows(store)])
+        finally:
+            store.close()
+
+    async def open_admission(self, *, writable: bool) -> SlotStore | None:
+        """The keys and flows that traps keeps, which the caller owns; None before there are any."""
+        held, _ = await self._keeper.fetch("memory/admission")
+        fds = [fd for _, _, own in held for fd in own]
+        for fd in fds[1:]:
+            os.close(fd)
+        return SlotStore(fds[0], writable=writable) if fds else None
 
     async def snapshot(self) -> reporting.Snapshot | None:
         if self._records is None:

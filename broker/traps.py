@@ -36,7 +36,7 @@ from slim.broker.slots import SlotStore
 from slim.broker.supervisor import Supervisor
 from slim.broker.trapping import ContainerView, Trapping
 from slim.broker.traps_links import Control, Keeper, KeeperGone
-from slim.broker.workloads import Workload
+from slim.broker.workloads import Workload, network_from_packed
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -105,9 +105,8 @@ class Traps:
         connections = self._memory("connections", SLOT_BYTES, SLOTS)
         admission = self._memory("admission", keyring.SLOT_BYTES, keyring.SLOTS)
         backend = importlib.import_module(settings.encryption)
-        ring = KeyRing(
-            admission, self._replay_windows(lifetime + ACCEPT_MARGIN_S), backend.seal, backend.open
-        )
+        self._windows = self._replay_windows(lifetime + ACCEPT_MARGIN_S)
+        ring = KeyRing(admission, self._windows, backend.seal, backend.open)
         ring.set_own_addresses(settings.host_addresses)
         return TrapContext(
             loop=Loop(),
@@ -208,6 +207,7 @@ class Traps:
             os.close(netns_fd)
             workload.update(state)
             self._context.flows.drop_workload(state.cookie)
+            self._trapping.acceptor.judge_again(state.cookie, frozenset())
 
     def _detach_workload(self, cookie: int) -> None:
         workload = self._context.workloads.pop(cookie, None)
@@ -244,14 +244,20 @@ class Traps:
             case messages.DetachWorkload():
                 self._detach_workload(message.cookie)
             case messages.DropFlows():
-                if message.destination:
-                    address = from_packed16(message.destination)
-                    context.flows.drop_destination(address, message.port)
-                else:
-                    context.flows.drop_all()
+                context.flows.drop_destination(from_packed16(message.destination), message.port)
+            case messages.DropFlowsInto():
+                context.flows.drop_into(
+                    tuple(network_from_packed(*each) for each in message.networks)
+                )
+            case messages.NewEpoch():
+                context.epoch += 1
+                context.flows.drop_all()
+                self._control.send(messages.Done(message.token))
             case messages.DropInbound():
                 for flow in message.flows:
                     context.keyring.drop_flow(flow)
+                self._trapping.acceptor.judge_again(0, frozenset(message.flows))
+                self._control.send(messages.Done(message.token))
             case messages.ForgetConnections():
                 for cookie in message.cookies:
                     context.connections.forget(cookie)
@@ -270,12 +276,30 @@ class Traps:
                 )
                 self._control.send(messages.Done(message.token))
             case messages.Settings():
-                if message.settings != context.settings:
-                    # The keeper starts it again, with the new ones; held calls are issued anew.
-                    log.info("the settings changed: traps starts again")
-                    context.loop.stop()
+                self._take_settings(message.settings)
         for fd in fds:
             os.close(fd)
+
+    def _take_settings(self, new: messages.TrapSettings) -> None:
+        """Take over what may change while calls are held; start again for the rest."""
+        context, old = self._context, self._context.settings
+        fixed = msgspec.structs.replace(
+            old,
+            resolve_budget_ms=new.resolve_budget_ms,
+            connect_budget_ms=new.connect_budget_ms,
+            flow_lifetime_s=new.flow_lifetime_s,
+            deny_errno=new.deny_errno,
+            log_level=new.log_level,
+        )
+        if fixed != new:
+            # The keeper starts it again, with the new ones; held calls are issued anew.
+            log.info("the settings changed: traps starts again")
+            context.loop.stop()
+            return
+        context.settings = new
+        context.host_ports.quarantine_s = 2 * new.flow_lifetime_s
+        self._windows.keep_for(new.flow_lifetime_s + ACCEPT_MARGIN_S)
+        logging.getLogger().setLevel(new.log_level.upper())
 
     def _add_inbound(self, message: messages.AddInboundFlow) -> None:
         added = self._context.keyring.add_flow(

@@ -42,6 +42,19 @@ class Stop(AdminMessage, frozen=True):
     protocol: int = PROTOCOL
 
 
+class Reload(AdminMessage, frozen=True):
+    """Read the configuration again, and put it in force if there is no mistake in it."""
+
+    protocol: int = PROTOCOL
+
+
+class Cut(AdminMessage, frozen=True):
+    """End the connections with these cookies, at both ends."""
+
+    cookies: list[int]
+    protocol: int = PROTOCOL
+
+
 class Failure(AdminMessage, frozen=True):
     message: str
     hint: str = ""
@@ -49,6 +62,24 @@ class Failure(AdminMessage, frozen=True):
 
 class Stopping(AdminMessage, frozen=True):
     pid: int
+
+
+class Mistake(msgspec.Struct, frozen=True):
+    message: str
+    hint: str = ""
+
+
+class Reloaded(AdminMessage, frozen=True):
+    """What became of Reload: with mistakes, everything is as it was."""
+
+    mistakes: list[Mistake]
+    needs_restart: list[str]
+    """Keys of the configuration whose new values are not in force."""
+
+
+class CutDone(AdminMessage, frozen=True):
+    cookies: list[int]
+    """Of the connections that were ended; the others had ended by themselves."""
 
 
 class ProcessStatus(msgspec.Struct, frozen=True):
@@ -145,5 +176,9 @@ class Plugins(AdminMessage, frozen=True):
     plugins: list[Plugin]
 
 
-AdminRequest: TypeAlias = GetStatus | GetContainers | GetConnections | GetPlugins | Stop
-AdminAnswer: TypeAlias = Status | Containers | Connections | Plugins | Stopping | Failure
+AdminRequest: TypeAlias = (
+    GetStatus | GetContainers | GetConnections | GetPlugins | Reload | Cut | Stop
+)
+AdminAnswer: TypeAlias = (
+    Status | Containers | Connections | Plugins | Reloaded | CutDone | Stopping | Failure
+)

@@ -42,6 +42,8 @@ class AdminProvider(Protocol):
     async def containers(self) -> messages.Containers: ...
     async def connections(self) -> messages.Connections: ...
     def plugins(self) -> messages.Plugins: ...
+    async def reload(self) -> messages.Reloaded: ...
+    async def cut(self, cookies: list[int]) -> messages.CutDone: ...
     def stop_from_admin(self, release: bool) -> messages.Stopping: ...
 
 
@@ -114,6 +116,10 @@ class AdminServer:
                     return await self._provider.connections()
                 case messages.GetPlugins():
                     return self._provider.plugins()
+                case messages.Reload():
+                    return await self._provider.reload()
+                case messages.Cut():
+                    return await self._provider.cut(request.cookies)
                 case messages.Stop():
                     return self._provider.stop_from_admin(request.release)
         except SlimError as error:

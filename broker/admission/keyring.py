@@ -28,6 +28,8 @@ from slim.broker.endpoints import Address, packed16
 from slim.broker.slots import SlotStore, key_of
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from slim.broker.admission.replay import ReplayWindows
     from slim.broker.listeners import ListenerRecord
 
@@ -253,6 +255,23 @@ class KeyRing:
 
     def _write(self, kind: int, number: int, record: msgspec.Struct) -> None:
         self._store.put(key_of(kind, number), msgspec.msgpack.encode(record))
+
+
+def read_flows(store: SlotStore) -> Iterator[InboundFlow]:
+    """Every readable inbound flow of a store, also from another process."""
+    prefix = key_of(KIND_INBOUND_FLOW, 0)[:8]
+    for key, payload in store.items():
+        if key[:8] == prefix:
+            try:
+                yield msgspec.msgpack.decode(payload, type=InboundFlow)
+            except msgspec.DecodeError:
+                # The writer replaced the slot while it was copied: then it is a new flow.
+                continue
+
+
+def flow_key(flow: int) -> bytes:
+    """The key of an inbound flow in the store."""
+    return key_of(KIND_INBOUND_FLOW, flow)
 
 
 def new_key_id() -> int:

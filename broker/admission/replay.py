@@ -56,6 +56,10 @@ class ReplayWindows:
         self._map.close()
         os.close(self._fd)
 
+    def keep_for(self, lifetime_s: float) -> None:
+        """Records may be valid for so long now; windows that were to be kept longer still are."""
+        self._lifetime_s = max(self._lifetime_s, lifetime_s)
+
     def admit(self, peer: str, prefix: bytes, counter: int, now_s: float) -> bool:
         """Whether this nonce is new; from then on it is not. Call it only for opened records."""
         key = (_peer_id(peer), prefix)

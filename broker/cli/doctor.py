@@ -244,7 +244,7 @@ def check_certificate(host: str, peers: PeersConfig) -> Check:
         return Check("certificate", "fail", error.message, error.hint)
     left = identity.not_after - datetime.now(UTC)
     found = f"of {identity.host}, until {identity.not_after:%Y-%m-%d}"
-    remedy = f"slimctl pki issue DIR {host} --network CIDR --force, then restart slimd"
+    remedy = f"slimctl pki issue DIR {host} --network CIDR --force, then slimctl reload"
     if identity.host != host:
         return Check("certificate", "fail", f"{found}; [host] name is {host}", remedy)
     return _check("certificate", left >= RENEW_WITHIN, found, remedy, "warn")

@@ -16,7 +16,7 @@ from typing import Literal, TypeAlias
 
 import msgspec
 
-PROTOCOL = 2
+PROTOCOL = 3
 """Raised with any change here; processes of different versions refuse each other."""
 
 MAX_DATAGRAM = 64 * 1024
@@ -160,6 +160,7 @@ class TrapSettings(msgspec.Struct, frozen=True, array_like=True):
     deny_errno: int
     encryption: str
     """Module with the pure functions seal and open (the encryption plugin's word)."""
+    log_level: str = "info"
 
 
 class WorkloadState(msgspec.Struct, frozen=True, array_like=True):
@@ -329,15 +330,28 @@ class AddInboundFlow(Message, frozen=True):
 
 
 class DropFlows(Message, frozen=True):
-    """To traps: forget flows to this destination (port 0: all ports; empty: everything)."""
+    """To traps: forget flows to this destination (port 0: all ports)."""
 
     destination: bytes
     port: int
 
 
-class DropInbound(Message, frozen=True):
-    """To traps: admit nobody under these flows any more."""
+class DropFlowsInto(Message, frozen=True):
+    """To traps: forget flows to these networks, packed as WorkloadState has them."""
 
+    networks: list[tuple[bytes, int]]
+
+
+class NewEpoch(Message, frozen=True):
+    """To traps: policy changed. Every outbound flow was judged by the old one: forget them all."""
+
+    token: int
+
+
+class DropInbound(Message, frozen=True):
+    """To traps: admit nobody under these flows any more, and nobody admitted but not accepted."""
+
+    token: int
     flows: list[int]
 
 
@@ -382,6 +396,8 @@ ToTraps: TypeAlias = (
     | FlowDenied
     | AddInboundFlow
     | DropFlows
+    | DropFlowsInto
+    | NewEpoch
     | DropInbound
     | ForgetConnections
     | SealingKey

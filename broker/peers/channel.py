@@ -24,6 +24,7 @@ from slim.broker.peers.link import HELLO_LIMIT_S, Link, PeerHandler, PeerInfo
 if TYPE_CHECKING:
     import socket
     from collections.abc import Callable, Coroutine
+    from ssl import SSLContext
 
     from slim.broker.endpoints import Address, Endpoint
     from slim.broker.peers.pki import HostCredentials
@@ -102,6 +103,7 @@ class PeerLinks:
         hello: Callable[[], messages.Hello],
         handler: PeerHandler,
     ) -> None:
+        self._credentials = credentials
         self._own = credentials.identity
         self._hello = hello
         self._handler = handler
@@ -121,14 +123,17 @@ class PeerLinks:
 
     async def start(self, listen: Endpoint) -> None:
         """Take channels at the endpoint; OSError as from bind(2)."""
+        self._warn_of_expiry()
+        self._listener = streams.listen(listen)
+        self._spawn(self._accept(self._listener))
+
+    def _warn_of_expiry(self) -> None:
         if self._own.not_after - identity.now() < EXPIRES_SOON:
             log.warning(
-                "the certificate of %s expires on %s: issue a new one and restart slimd",
+                "the certificate of %s expires on %s: issue a new one, then slimctl reload",
                 self._own.host,
                 f"{self._own.not_after:%Y-%m-%d}",
             )
-        self._listener = streams.listen(listen)
-        self._spawn(self._accept(self._listener))
 
     async def close(self) -> None:
         """End every channel, and wait until nothing of them runs."""
@@ -173,6 +178,26 @@ class PeerLinks:
         """Queue a message for a host; False when there is no channel to it."""
         link = self._links.get(host)
         return link is not None and link.send(message)
+
+    def connected(self) -> list[PeerInfo]:
+        return [link.info for link in self._links.values()]
+
+    def use_credentials(
+        self, credentials: HostCredentials, client_tls: SSLContext, server_tls: SSLContext
+    ) -> None:
+        """Open channels with these from now on; other authorities end those that are open.
+
+        The name of the host stays the same; the contexts are those of the credentials.
+        """
+        is_same_authority = credentials.authorities == self._credentials.authorities
+        self._credentials = credentials
+        self._own = credentials.identity
+        self._client_tls = client_tls
+        self._server_tls = server_tls
+        self._warn_of_expiry()
+        if not is_same_authority:
+            for link in [*self._links.values()]:
+                link.close()
 
     def status(self) -> list[LinkStatus]:
         """Every peer that is connected, being dialled, or failed in the last ten minutes."""

@@ -12,7 +12,13 @@ from collections.abc import Mapping
 
 import msgspec
 
-from slim.broker.peers.messages import MAX_FRAME, MAX_TEXT, AnyPeerMessage
+from slim.broker.peers.messages import (
+    END_BYTES,
+    MAX_ENDS,
+    MAX_FRAME,
+    MAX_TEXT,
+    AnyPeerMessage,
+)
 
 _LENGTH = struct.Struct("!I")
 _encoder = msgspec.msgpack.Encoder()
@@ -102,6 +108,10 @@ def _fits(name: str, value: object) -> bool:
     if isinstance(value, Mapping):
         return len(value) <= MAX_LABELS and all(
             _is_text(key) and _is_text(text) for key, text in value.items()
+        )
+    if isinstance(value, list) and name == "ends":
+        return len(value) <= MAX_ENDS and all(
+            isinstance(item, bytes) and len(item) == END_BYTES for item in value
         )
     if isinstance(value, list):
         return len(value) <= MAX_ITEMS and all(

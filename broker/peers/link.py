@@ -64,6 +64,9 @@ class PeerHandler(Protocol):
     ) -> messages.ResolveAnswer: ...
     def key(self, peer: PeerInfo, message: messages.Key) -> None: ...
     def invalidate(self, peer: PeerInfo, message: messages.Invalidate) -> None: ...
+    def policy_changed(self, peer: PeerInfo) -> None: ...
+    def relabelled(self, peer: PeerInfo, message: messages.Relabelled) -> None: ...
+    def cut(self, peer: PeerInfo, message: messages.Cut) -> None: ...
     def connected(self, peer: PeerInfo) -> None: ...
     def disconnected(self, peer: PeerInfo) -> None: ...
 
@@ -267,6 +270,17 @@ class Link:
                 self._handler.key(self.info, message)
             case messages.Invalidate():
                 self._handler.invalidate(self.info, message)
+            case messages.PolicyChanged():
+                self._handler.policy_changed(self.info)
+            case messages.Relabelled():
+                if not self._speaks_for(message.source):
+                    raise frames.FrameError(
+                        f"labels of {from_packed16(message.source)}, which the certificate of "
+                        f"{self.host} does not name"
+                    )
+                self._handler.relabelled(self.info, message)
+            case messages.Cut():
+                self._handler.cut(self.info, message)
             case messages.Ping():
                 self.send(messages.Pong(message.token))
             case messages.Pong():

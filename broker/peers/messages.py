@@ -7,6 +7,7 @@ certificate before anyone acts on it.
 
 from __future__ import annotations
 
+import struct
 from typing import TypeAlias
 
 import msgspec
@@ -14,6 +15,12 @@ import msgspec
 PROTOCOL = 1
 MAX_FRAME = 64 * 1024
 MAX_TEXT = 256
+FEATURE_REVOKE = "revoke"
+MAX_ENDS = 1024
+END_BYTES = 36
+_END = struct.Struct("!16sH16sH")
+
+PackedEndpoint: TypeAlias = tuple[bytes, int]
 
 
 class PeerMessage(msgspec.Struct, frozen=True, tag=True, array_like=True):
@@ -95,6 +102,31 @@ class Invalidate(PeerMessage, frozen=True):
     port: int
 
 
+class PolicyChanged(PeerMessage, frozen=True):
+    """Whatever I answered about my workloads may not be so any more: ask again.
+
+    This and what follows only to peers whose Hello names the feature "revoke".
+    """
+
+
+class Relabelled(PeerMessage, frozen=True):
+    """My workload at `source` is this from now on: judge what it has again."""
+
+    workload: str
+    namespace: str
+    labels: dict[str, str]
+    source: bytes
+
+
+class Cut(PeerMessage, frozen=True):
+    """I ended these connections; a reset may get lost, so end your side too.
+
+    Packed by `pack_end`: the receiver's overlay endpoint, then the sender's.
+    """
+
+    ends: list[bytes]
+
+
 class Ping(PeerMessage, frozen=True):
     token: int
 
@@ -113,6 +145,20 @@ AnyPeerMessage: TypeAlias = (
     | ResolvedDenied
     | ResolvedUnknown
     | Invalidate
+    | PolicyChanged
+    | Relabelled
+    | Cut
     | Ping
     | Pong
 )
+
+
+def pack_end(receivers: PackedEndpoint, senders: PackedEndpoint) -> bytes:
+    """One connection in Cut."""
+    return _END.pack(*receivers, *senders)
+
+
+def unpack_end(end: bytes) -> tuple[PackedEndpoint, PackedEndpoint]:
+    """The receiver's endpoint and the sender's."""
+    address, port, other, other_port = _END.unpack(end)
+    return (address, port), (other, other_port)

@@ -266,7 +266,7 @@ def test_an_unknown_flow_is_refused(stage: TrapStage, listener: Endpoint) -> Non
 def test_a_dropped_flow_admits_nobody(stage: TrapStage, listener: Endpoint) -> None:
     stage.announce(PORT, 77)
     stage.serve_peer(listener, 77)
-    stage.control.send(messages.DropInbound([77]))
+    stage.control.send(messages.DropInbound(0, [77]))
     # Answered behind the message before.
     stage.announce(PORT, FLOW)
     with stage.connect(listener) as late:

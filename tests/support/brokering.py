@@ -12,6 +12,8 @@ from slim.broker.endpoints import Endpoint, packed16, parse_address
 from slim.broker.errors import ControlError
 from slim.broker.local import messages
 from slim.broker.registry import Registry, Workload
+from slim.broker.slots import SlotStore
+from slim.broker.sources import SLOT_BYTES, Sources
 
 if TYPE_CHECKING:
     import ipaddress
@@ -47,6 +49,11 @@ class FakeTraps:
         if self.is_away:
             raise ControlError("traps is not running")
         self.requests.append(make(len(self.requests) + 1))
+
+
+def make_sources() -> Sources:
+    """An empty table in a memfd of its own."""
+    return Sources(SlotStore.create("test-sources", slot_bytes=SLOT_BYTES, slots=16))
 
 
 def registry(

@@ -109,6 +109,10 @@ class FakeProvider:
     pid: int = 0
     """Whom Stopping names."""
     stops: list[bool] = field(default_factory=list)
+    reloaded: messages.Reloaded = field(default_factory=lambda: messages.Reloaded([], []))
+    cuts: list[int] = field(default_factory=list)
+    gone: list[int] = field(default_factory=list)
+    """Connections that end before they can be cut."""
 
     async def status(self) -> messages.Status:
         self._fail()
@@ -125,6 +129,15 @@ class FakeProvider:
     def plugins(self) -> messages.Plugins:
         self._fail()
         return messages.Plugins(self.plugin_rows)
+
+    async def reload(self) -> messages.Reloaded:
+        self._fail()
+        return self.reloaded
+
+    async def cut(self, cookies: list[int]) -> messages.CutDone:
+        self._fail()
+        self.cuts += cookies
+        return messages.CutDone([cookie for cookie in cookies if cookie not in self.gone])
 
     def stop_from_admin(self, release: bool) -> messages.Stopping:
         self._fail()

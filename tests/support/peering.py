@@ -53,6 +53,7 @@ class Recorder:
     keys: list[messages.Key] = field(default_factory=list)
     invalidated: list[messages.Invalidate] = field(default_factory=list)
     events: list[tuple[str, str]] = field(default_factory=list)
+    news: list[messages.AnyPeerMessage] = field(default_factory=list)
     gate: asyncio.Event | None = None
     """If given, answers wait for it."""
 
@@ -67,6 +68,15 @@ class Recorder:
 
     def invalidate(self, peer: PeerInfo, message: messages.Invalidate) -> None:
         self.invalidated.append(message)
+
+    def policy_changed(self, peer: PeerInfo) -> None:
+        self.events.append(("policy changed", peer.host))
+
+    def relabelled(self, peer: PeerInfo, message: messages.Relabelled) -> None:
+        self.news.append(message)
+
+    def cut(self, peer: PeerInfo, message: messages.Cut) -> None:
+        self.news.append(message)
 
     def connected(self, peer: PeerInfo) -> None:
         self.events.append(("connected", peer.host))

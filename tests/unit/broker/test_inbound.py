@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ipaddress
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -13,13 +14,21 @@ from slim.broker.decisions import Direction, Identity, Verdict
 from slim.broker.endpoints import packed16, parse_address
 from slim.broker.inbound import INBOUND_MARGIN_MS, Inbound
 from slim.broker.peers import messages
-from support.brokering import FakePlugins, FakeTraps, add_workload, listening, registry, state
+from support.brokering import (
+    FakePlugins,
+    FakeTraps,
+    add_workload,
+    listening,
+    make_sources,
+    registry,
+    state,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from slim.broker.plugin_manager import Plugins
     from slim.broker.registry import Registry, Workload
+    from slim.broker.sources import Sources
 
 SERVER, PORT = "10.1.0.1", 80
 LIFETIME_S = 300
@@ -49,8 +58,14 @@ def server(workloads: Registry) -> Workload:
 
 
 @pytest.fixture
-def inbound(workloads: Registry, plugins: FakePlugins, traps: FakeTraps) -> Inbound:
-    return Inbound(workloads, cast("Plugins", plugins), traps, lifetime_s=LIFETIME_S)
+def sources() -> Iterator[Sources]:
+    with contextlib.closing(make_sources()) as made:
+        yield made
+
+
+@pytest.fixture
+def inbound(workloads: Registry, sources: Sources, traps: FakeTraps) -> Inbound:
+    return Inbound(workloads, sources, traps, lifetime_s=LIFETIME_S)
 
 
 def resolve(

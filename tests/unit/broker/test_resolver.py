@@ -17,7 +17,15 @@ from slim.broker.inbound import Inbound
 from slim.broker.local import messages
 from slim.broker.peers import messages as peer_messages
 from slim.broker.resolver import Resolver
-from support.brokering import FakePlugins, FakeTraps, add_workload, listening, registry, state
+from support.brokering import (
+    FakePlugins,
+    FakeTraps,
+    add_workload,
+    listening,
+    make_sources,
+    registry,
+    state,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,7 +33,6 @@ if TYPE_CHECKING:
     from slim.broker.discovery import DiscoveryBackend
     from slim.broker.paths import HostPaths
     from slim.broker.peers.channel import PeerLinks
-    from slim.broker.plugin_manager import Plugins
     from slim.broker.registry import Registry
 
 ERRNO = 113
@@ -83,10 +90,9 @@ class Stage:
         self.links, self.paths = FakeLinks(), FakePaths()
         self.discovery = FakeDiscovery(Located("b", CONTROL, 60))
         traps = FakeTraps()
-        inbound = Inbound(workloads, cast("Plugins", plugins), traps, lifetime_s=300)
+        inbound = Inbound(workloads, make_sources(), traps, lifetime_s=300)
         self.resolver = Resolver(
             workloads,
-            cast("Plugins", plugins),
             inbound,
             cast("HostPaths", self.paths),
             cast("PeerLinks", self.links),

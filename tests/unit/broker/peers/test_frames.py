@@ -31,6 +31,9 @@ EVERY_KIND: list[messages.AnyPeerMessage] = [
     messages.ResolvedDenied(4, 10_000, "rules:none"),
     messages.ResolvedUnknown(5),
     messages.Invalidate(ADDRESS, 0),
+    messages.PolicyChanged(),
+    messages.Relabelled("web", "shop", {"app": "db"}, ADDRESS),
+    messages.Cut([messages.pack_end((ADDRESS, 80), (ADDRESS, 40_000))] * messages.MAX_ENDS),
     messages.Ping(6),
     messages.Pong(6),
 ]
@@ -134,6 +137,8 @@ OUT_OF_BOUNDS: list[tuple[messages.AnyPeerMessage, str, object]] = [
     (EVERY_KIND[0], "addresses", [b"1234"]),
     (EVERY_KIND[0], "addresses", [ADDRESS] * 65),
     (EVERY_KIND[0], "features", ["x" * (MAX_TEXT + 1)]),
+    (messages.Cut([]), "ends", [bytes(messages.END_BYTES - 1)]),
+    (messages.Cut([]), "ends", [bytes(messages.END_BYTES)] * (messages.MAX_ENDS + 1)),
     (EVERY_KIND[1], "key", bytes(16)),
     (EVERY_KIND[1], "key_id", 2**32),
     (EVERY_KIND[1], "accept_ms", 2**40),

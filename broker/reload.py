@@ -1,0 +1,223 @@
+"""SIGHUP and `slimctl reload`: everything is validated, then in force at once; or nothing is.
+
+`prepare` reads and checks beside what runs, with plugins of its own, and touches nothing of it;
+`Reloading.run` exchanges the parts within one turn of the event loop. What cannot change while
+slimd runs keeps its value, and is named.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from slim.broker.config import check_host_addresses, check_host_ports, load_config
+from slim.broker.errors import ConfigError, SlimError
+from slim.broker.peers.pki import load_host_credentials
+from slim.broker.plugin_manager import Plugins
+from slim.broker.plugin_settings import PluginSettings
+
+if TYPE_CHECKING:
+    import ssl
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from slim.broker.admission_keys import AdmissionKeys
+    from slim.broker.config import BrokerConfig
+    from slim.broker.discovery import DiscoveryBackend
+    from slim.broker.discovery_choice import Discovery
+    from slim.broker.inbound import Inbound
+    from slim.broker.peers.channel import PeerLinks
+    from slim.broker.peers.pki import HostCredentials
+    from slim.broker.registry import Registry
+    from slim.broker.resolver import Resolver
+    from slim.broker.revocation import Revocation
+    from slim.broker.run_server import RunServer
+
+log = logging.getLogger(__name__)
+
+ENCRYPTION = "aesgcm"
+SETTLE_LIMIT_S = 8.0
+
+_FIXED: tuple[tuple[str, Callable[[BrokerConfig], object]], ...] = (
+    ("guard", lambda config: config.guard),
+    ("run_dir", lambda config: config.run_dir),
+    ("[host] name", lambda config: config.host.name),
+    ("[host] addresses", lambda config: config.host.addresses),
+    ("[host] ports", lambda config: config.host.ports),
+    ("[peers] listen", lambda config: config.peers.listen if config.peers else None),
+    ("[log] format", lambda config: config.log.format),
+)
+"""What a running slimd cannot change: sockets are bound to it, or other processes hold it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """A configuration that was found good, and what was made of it."""
+
+    config: BrokerConfig
+    """With the running values of what cannot change."""
+    needs_restart: list[str]
+    plugins: Plugins
+    credentials: HostCredentials | None
+    client_tls: ssl.SSLContext | None
+    server_tls: ssl.SSLContext | None
+
+
+def make_plugins(config: BrokerConfig) -> Plugins:
+    """New instances of all plugins, configured; ConfigError or PluginError when one refuses."""
+    plugins = Plugins(block=config.plugins.block, load=config.plugins.load)
+    plugins.configure(
+        PluginSettings(
+            host=config.host.name, source=str(config.path), tables=dict(config.plugin_settings)
+        )
+    )
+    return plugins
+
+
+def load_credentials(config: BrokerConfig) -> HostCredentials | None:
+    peers = config.peers
+    if peers is None:
+        return None
+    return load_host_credentials(peers.certificate, peers.key, peers.authority)
+
+
+def prepare(path: Path, running: BrokerConfig, host: str) -> Prepared | list[SlimError]:
+    """Read and check everything, or give all mistakes that were found. May take its time."""
+    try:
+        new = load_config(path)
+    except SlimError as error:
+        # Nothing else can be looked at.
+        return [error]
+    mistakes: list[SlimError] = []
+    config, needs_restart = _keep_fixed(running, new)
+    plugins = None
+    credentials, client_tls, server_tls = None, None, None
+    for check in (check_host_addresses, check_host_ports):
+        try:
+            check(new)
+        except SlimError as error:
+            mistakes.append(error)
+    try:
+        credentials = load_credentials(config)
+        if credentials is not None:
+            client_tls, server_tls = credentials.client_context(), credentials.server_context()
+            _check_host(config, credentials, host)
+    except SlimError as error:
+        mistakes.append(error)
+    try:
+        plugins = make_plugins(config)
+        if ENCRYPTION not in plugins.encryption_backends():
+            raise ConfigError(
+                f"{config.path}: [plugins] block: {ENCRYPTION!r} seals the admission records",
+                hint="do not block it",
+            )
+    except SlimError as error:
+        mistakes.append(error)
+    if mistakes or plugins is None:
+        return mistakes
+    return Prepared(
+        config=config,
+        needs_restart=needs_restart,
+        plugins=plugins,
+        credentials=credentials,
+        client_tls=client_tls,
+        server_tls=server_tls,
+    )
+
+
+def _keep_fixed(running: BrokerConfig, new: BrokerConfig) -> tuple[BrokerConfig, list[str]]:
+    """The new configuration with the running values of what cannot change; and what that is."""
+    needs_restart = [name for name, read in _FIXED if read(running) != read(new)]
+    peers = new.peers
+    if running.peers is None or new.peers is None:
+        peers = running.peers
+    elif new.peers is not None:
+        peers = dataclasses.replace(new.peers, listen=running.peers.listen)
+    config = dataclasses.replace(
+        new,
+        guard=running.guard,
+        run_dir=running.run_dir,
+        host=running.host,
+        peers=peers,
+        log=dataclasses.replace(new.log, format=running.log.format),
+    )
+    return config, needs_restart
+
+
+def _check_host(config: BrokerConfig, credentials: HostCredentials, host: str) -> None:
+    if credentials.identity.host != host:
+        raise ConfigError(
+            f"{credentials.certificate_file} is the certificate of {credentials.identity.host!r}, "
+            f"and this slimd is {host!r} to its peers",
+            hint="issue one for this host, or restart slimd to change its name",
+        )
+
+
+@dataclass(slots=True, kw_only=True)
+class Reloading:
+    """Exchanges the parts of a running control; borrows them."""
+
+    host: str
+    registry: Registry
+    resolver: Resolver
+    inbound: Inbound
+    keys: AdmissionKeys
+    discovery: Discovery
+    run_server: RunServer
+    links: PeerLinks | None
+    revocation: Revocation
+
+    async def run(self, running: BrokerConfig) -> Prepared | list[SlimError]:
+        """Put the file in force; or its mistakes, which are logged, and all is as it was."""
+        prepared = await asyncio.to_thread(prepare, running.path, running, self.host)
+        backends: list[DiscoveryBackend] | None = None
+        if isinstance(prepared, Prepared):
+            try:
+                self._check_overlays(prepared.config)
+                backends = self.discovery.make(
+                    prepared.config, prepared.plugins, prepared.credentials
+                )
+            except SlimError as error:
+                prepared = [error]
+        if not isinstance(prepared, Prepared):
+            for mistake in prepared:
+                log.error("not reloaded: %s%s", mistake.message, _hint(mistake))
+            return prepared
+        self._exchange(prepared, backends)
+        return prepared
+
+    def _exchange(self, new: Prepared, backends: list[DiscoveryBackend] | None) -> None:
+        """All at once: nothing else of control runs meanwhile."""
+        config = new.config
+        self.registry.overlays = config.overlays
+        self.registry.use_policy(new.plugins)
+        self.resolver.deny_errno = config.policy.errno
+        self.inbound.lifetime_s = config.limits.flow_lifetime_s
+        self.inbound.forget_flows()
+        self.keys.use_lifetime(config.limits.flow_lifetime_s)
+        self.discovery.use(backends, config, new.plugins, new.credentials)
+        self.run_server.use(config.slim_run)
+        if self.links is not None and new.credentials and new.client_tls and new.server_tls:
+            self.links.use_credentials(new.credentials, new.client_tls, new.server_tls)
+        logging.getLogger().setLevel(config.log.level.upper())
+        self.revocation.policy_changed()
+        log.info("reloaded %s: policy epoch %d", config.path, self.registry.epoch)
+        for key in new.needs_restart:
+            log.warning("%s: %s changed: restart slimd to put it in force", config.path, key)
+
+    def _check_overlays(self, config: BrokerConfig) -> None:
+        names = {overlay.name for overlay in config.overlays}
+        for workload in self.registry:
+            if workload.state.overlay not in names:
+                raise ConfigError(
+                    f"{config.path}: [[overlay]]: {workload.state.overlay!r} is gone, and workload "
+                    f"{workload.state.name!r} is on it",
+                    hint="end the workload first, or leave the overlay in",
+                )
+
+
+def _hint(mistake: SlimError) -> str:
+    return f" ({mistake.hint})" if mistake.hint else ""
