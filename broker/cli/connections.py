@@ -37,7 +37,7 @@ def _verdict(row: messages.Connection) -> str:
     return f"{row.verdict} {row.rule}" if row.rule else row.verdict
 
 
-_COLUMNS: list[Column[messages.Connection]] = [
+COLUMNS: list[Column[messages.Connection]] = [
     Column("DIR", lambda row: row.direction),
     Column("WORKLOAD", lambda row: row.workload),
     Column("PROCESS", lambda row: row.process, from_width=90),
@@ -88,5 +88,5 @@ def connections(
         return
     rows.sort(key=lambda row: (row.workload, row.direction != "listen", -row.age_s))
     print_table(
-        rows, _COLUMNS, empty=f"none of {len(answer)} matches" if answer else "no connections"
+        rows, COLUMNS, empty=f"none of {len(answer)} matches" if answer else "no connections"
     )

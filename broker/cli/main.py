@@ -16,11 +16,13 @@ DEFAULT_RUN_DIR = "/run/slim"
 
 _COMMANDS = {
     "connections": ("slim.broker.cli.connections", "List connections and listeners."),
+    "cut": ("slim.broker.cli.cut", "End connections, at both ends."),
     "doctor": ("slim.broker.cli.doctor", "Check what this host offers, and say what to do."),
     "overlay": ("slim.broker.cli.overlay", "Build and show the built-in VXLAN overlay."),
     "pki": ("slim.broker.cli.pki", "Make and show the certificates of hosts."),
     "plugins": ("slim.broker.cli.plugins", "List loaded plugins."),
     "ps": ("slim.broker.cli.ps", "List containers."),
+    "reload": ("slim.broker.cli.reload", "Put the configuration file in force again."),
     "status": ("slim.broker.cli.status", "Show slimd's processes, peers and counters."),
     "stop": ("slim.broker.cli.stop", "End slimd; established connections stay."),
 }

@@ -31,7 +31,7 @@ FIELDS = {
 }
 COLUMNS = [
     *(column.title for column in ps._COLUMNS),
-    *(column.title for column in connections._COLUMNS),
+    *(column.title for column in connections.COLUMNS),
     *(column.title for column in plugins._COLUMNS),
     *(column.title for column in status._PEERS),
 ]

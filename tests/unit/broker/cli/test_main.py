@@ -19,7 +19,18 @@ if TYPE_CHECKING:
 
     from slim.broker.admin import messages
 
-COMMANDS = ("connections", "doctor", "overlay", "pki", "plugins", "ps", "status", "stop")
+COMMANDS = (
+    "connections",
+    "cut",
+    "doctor",
+    "overlay",
+    "pki",
+    "plugins",
+    "ps",
+    "reload",
+    "status",
+    "stop",
+)
 HEAVY = ("asyncio", "cryptography", "msgspec", "pluggy", "pyroute2", "pyseccomp", "rich")
 
 
