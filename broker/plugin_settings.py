@@ -46,7 +46,12 @@ class PluginSettings:
             return msgspec.convert(dict(self.table(name)), schema)
         except msgspec.ValidationError as error:
             what, _, where = str(error).partition(" - at `$")
-            raise self.mistake(name, what, key=where.rstrip("`").lstrip(".")) from None
+            raise self.mistake(
+                name,
+                what,
+                key=where.rstrip("`").lstrip("."),
+                hint=f"the documentation of plugin {name!r} lists its settings",
+            ) from None
 
     def mistake(self, name: str, message: str, *, key: str = "", hint: str = "") -> ConfigError:
         """The error to raise for a setting that has the right type but makes no sense.
