@@ -15,6 +15,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from slim.broker.connections import pack
 from slim.broker.kernel import sock_diag
 from slim.broker.kernel.disconnect import disconnect_all
 from slim.broker.kernel.namespaces import in_namespace
@@ -22,7 +23,7 @@ from slim.broker.kernel.namespaces import in_namespace
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from slim.broker.connections import ConnectionRecord
+    from slim.broker.connections import ConnectionRecord, PackedEndpoint
     from slim.broker.kernel.sock_diag import TcpSocket
     from slim.broker.registry import Registry
 
@@ -37,8 +38,13 @@ class Victim:
     """A connection to end, and why."""
 
     record: ConnectionRecord
-    sock: TcpSocket
     rule: str
+    sock: TcpSocket
+
+
+def local_end(record: ConnectionRecord, sock: TcpSocket) -> PackedEndpoint:
+    """The overlay endpoint at this end; the kernel chose it later if the overlay carries it."""
+    return record.local if record.local[1] else pack(sock.local)
 
 
 async def cut(registry: Registry, victims: Iterable[Victim]) -> set[int]:

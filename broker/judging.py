@@ -7,15 +7,15 @@ does not stay. One Judge is for one policy epoch, and remembers its verdicts.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from slim.broker.decisions import PLAIN_PEER, Direction, FlowRequest, Verdict
-from slim.broker.endpoints import Endpoint, from_packed16, packed16
+from slim.broker.endpoints import from_packed16, packed16
 
 if TYPE_CHECKING:
     from slim.broker.connections import ConnectionRecord
     from slim.broker.decisions import Identity
-    from slim.broker.endpoints import Address
+    from slim.broker.endpoints import Address, Endpoint
     from slim.broker.registry import Registry, Workload
     from slim.broker.sources import Sources
 
@@ -24,8 +24,7 @@ NOT_BROKERED = "not-brokered"
 _ALLOWED = Verdict(allow=True, rule="")
 
 
-@dataclass(frozen=True, slots=True)
-class Ingress:
+class Ingress(NamedTuple):
     """An ingress question: everything that a verdict about an inbound flow depends on."""
 
     workload: int
@@ -53,24 +52,27 @@ class Judge:
             verdict = self._ingress[question] = self._judge_ingress(question)
         return verdict
 
-    def connection(self, record: ConnectionRecord, local: Endpoint) -> Verdict:
-        """May the connection stay? `local` is its overlay address and port at this end."""
+    def connection(self, record: ConnectionRecord, source: bytes) -> Verdict:
+        """May the connection stay? `source` is the packed overlay address at this end.
+
+        Asked of many thousand connections in a row: a question asked before costs 1 us.
+        """
         workload = self.registry.workloads.get(record.workload)
         if workload is None or record.path == "denied":
             return _ALLOWED
         if record.direction == "out":
-            return self._out(workload, record, local)
+            return self._out(workload, record, source)
         if record.path == "fallback":
             return self._plain_peer(workload, record.peer_endpoint().address)
+        address, port = record.local
         return self.ingress(
-            Ingress(
-                record.workload, record.local[0], record.local[1], record.peer_host, record.peer[0]
-            )
+            Ingress(record.workload, address, port, record.peer_host, record.peer[0])
         )
 
     def _judge_ingress(self, question: Ingress) -> Verdict:
         workload = self.registry.workloads.get(question.workload)
         if workload is None:
+            # Its connections end with it; a flow to it must admit nobody.
             return Verdict(allow=False, rule="the workload is gone")
         identity = self.sources.get(question.peer, question.source)
         if identity is None:
@@ -96,15 +98,15 @@ class Judge:
             return _ALLOWED
         return Verdict(allow=False, rule="plain peer of an isolated workload")
 
-    def _out(self, workload: Workload, record: ConnectionRecord, local: Endpoint) -> Verdict:
+    def _out(self, workload: Workload, record: ConnectionRecord, source: bytes) -> Verdict:
         is_plain = record.path == "fallback" and record.reason == NOT_BROKERED
-        key = (record.workload, packed16(local.address), *record.peer, is_plain)
+        key = (record.workload, source, *record.peer, is_plain)
         verdict = self._egress.get(key)
         if verdict is None:
-            to = record.peer_endpoint()
-            verdict = self._judge_egress(workload, local.address, to, self._identity(to.address))
+            own, to = from_packed16(source), record.peer_endpoint()
+            verdict = self._judge_egress(workload, own, to, self._identity(to.address))
             if verdict.allow and is_plain:
-                verdict = self._judge_egress(workload, local.address, to, PLAIN_PEER)
+                verdict = self._judge_egress(workload, own, to, PLAIN_PEER)
             self._egress[key] = verdict
         return verdict
 

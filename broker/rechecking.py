@@ -10,16 +10,16 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING
 
-from slim.broker import reporting
-from slim.broker.cutting import Victim
-from slim.broker.endpoints import Endpoint, contains_any, packed16
+from slim.broker.cutting import Victim, local_end
+from slim.broker.endpoints import contains_any
+from slim.broker.errors import ControlError
 from slim.broker.local import messages
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from slim.broker.connections import ConnectionRecord
-    from slim.broker.endpoints import Address, Network
+    from slim.broker.connections import ConnectionRecord, PackedEndpoint
+    from slim.broker.endpoints import Network
     from slim.broker.registry import Registry
     from slim.broker.resolver import Resolver
     from slim.broker.survey import Survey
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 QUESTIONS_AT_ONCE = 64
+RETRY_S = 0.2
 
 
 class Rechecking:
@@ -64,19 +65,28 @@ class Rechecking:
             networks = tuple(self._networks)
             self._networks.clear()
             isolated, self._isolated = self._isolated, False
-            snapshot = await self._survey.snapshot()
-            if snapshot is None:
-                continue
-            groups: dict[tuple[int, Address, Endpoint], list[Victim]] = {}
-            for record, sock in reporting.live(snapshot):
-                if self._is_due(record, networks, isolated=isolated):
-                    source = reporting.local_end(record, sock).address
-                    key = (record.workload, source, record.peer_endpoint())
-                    groups.setdefault(key, []).append(Victim(record, sock, ""))
+            due = {
+                record.cookie: record
+                for record in await self._records()
+                if self._is_due(record, networks, isolated=isolated)
+            }
+            groups: dict[tuple[int, bytes, PackedEndpoint], list[Victim]] = {}
+            for cookie, sock in (await self._survey.sockets(due.values())).items():
+                record = due[cookie]
+                key = (record.workload, local_end(record, sock)[0], record.peer)
+                groups.setdefault(key, []).append(Victim(record, "", sock))
             limit = asyncio.Semaphore(QUESTIONS_AT_ONCE)
             await asyncio.gather(
                 *(self._ask(*key, victims, limit) for key, victims in groups.items())
             )
+
+    async def _records(self) -> list[ConnectionRecord]:
+        while True:
+            try:
+                return await self._survey.records()
+            except ControlError as error:
+                log.warning("connections on the overlay are not judged again yet: %s", error)
+                await asyncio.sleep(RETRY_S)
 
     def _is_due(
         self, record: ConnectionRecord, networks: tuple[Network, ...], *, isolated: bool
@@ -93,15 +103,15 @@ class Rechecking:
     async def _ask(
         self,
         workload: int,
-        source: Address,
-        to: Endpoint,
+        source: bytes,
+        to: PackedEndpoint,
         victims: list[Victim],
         limit: asyncio.Semaphore,
     ) -> None:
         async with limit:
             answer = await self._resolver.look_up(
-                messages.LookUp(0, workload, packed16(source), packed16(to.address), to.port, 0)
+                messages.LookUp(0, workload, source, to[0], to[1], 0)
             )
         if isinstance(answer, messages.FlowDenied) and workload in self._registry.workloads:
             rule = answer.rule
-            await self._cut([Victim(each.record, each.sock, rule) for each in victims], "by_policy")
+            await self._cut([Victim(each.record, rule, each.sock) for each in victims], "by_policy")

@@ -18,10 +18,9 @@ from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
-from slim.broker import cutting, reporting
+from slim.broker import cutting
 from slim.broker.admission.keyring import flow_key, read_flows
-from slim.broker.connections import pack
-from slim.broker.cutting import Victim
+from slim.broker.cutting import Victim, local_end
 from slim.broker.endpoints import contains_any, from_packed16
 from slim.broker.errors import ControlError
 from slim.broker.judging import Ingress, Judge
@@ -42,7 +41,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-SLICE = 200
+SLICE = 500
 """Verdicts between two turns of the event loop."""
 FLOWS_PER_MESSAGE = 4096
 RETRY_S = 0.2
@@ -136,18 +135,6 @@ class Revocation:
                 f"live connections were not judged again in {limit_s:.0f} s",
                 hint="is traps running? slimctl status; slimd goes on trying",
             ) from None
-
-    async def cut_chosen(self, cookies: frozenset[int]) -> set[int]:
-        """End the connections with these cookies: an administrator's wish."""
-        snapshot = await self._survey.snapshot()
-        if snapshot is None:
-            return set()
-        victims = [
-            Victim(record, snapshot.sockets[record.cookie], "administrator")
-            for record in snapshot.records
-            if record.cookie in cookies and record.cookie in snapshot.sockets
-        ]
-        return await self._cut(victims, "by_administrator")
 
     async def prepare(self) -> None:
         """Put policy in force for a traps that does not run yet: it lets nobody in by an older one.
@@ -267,30 +254,61 @@ class Revocation:
     # --- connections --------------------------------------------------------------------------
 
     async def _cut_forbidden(self, judge: Judge) -> int:
-        snapshot = await self._survey.snapshot()
-        if snapshot is None:
-            return 0
-        self._unseen = reporting.has_unseen(snapshot, YOUNG_S)
-        victims = []
-        for number, (record, sock) in enumerate(reporting.live(snapshot)):
+        records = await self._survey.records()
+        # Only of these the kernel chose the address, and may not have connected them yet.
+        overlay = await self._survey.sockets(
+            record for record in records if record.path == "fallback"
+        )
+        since = time.time() - YOUNG_S
+        self._unseen, forbidden = False, {}
+        for number, record in enumerate(records):
             if number % SLICE == 0:
                 await asyncio.sleep(0)
-            verdict = judge.connection(record, reporting.local_end(record, sock))
+            source = record.local[0]
+            if record.path == "fallback":
+                sock = overlay.get(record.cookie)
+                if sock is None:
+                    self._unseen = self._unseen or record.created > since
+                    continue
+                source = local_end(record, sock)[0]
+            verdict = judge.connection(record, source)
             if not verdict.allow:
-                victims.append(Victim(record, sock, verdict.rule))
+                forbidden[record.cookie] = record, verdict.rule
+        sockets = await self._survey.sockets(record for record, _ in forbidden.values())
+        victims = [Victim(*forbidden[cookie], sock) for cookie, sock in sockets.items()]
         return len(await self._cut(victims, "by_policy"))
+
+    async def cut_chosen(self, cookies: frozenset[int]) -> set[int]:
+        """End the connections with these cookies: an administrator's wish."""
+        chosen = {
+            record.cookie: record
+            for record in await self._survey.records()
+            if record.cookie in cookies
+        }
+        sockets = await self._survey.sockets(chosen.values())
+        victims = [
+            Victim(chosen[cookie], "administrator", sock) for cookie, sock in sockets.items()
+        ]
+        return await self._cut(victims, "by_administrator")
 
     async def _cut_ended(self) -> None:
         """End what peers ended."""
-        ends = self._ends
-        snapshot = await self._survey.snapshot() if ends else None
-        if snapshot is None:
+        if not self._ends:
             return
-        self._ends = set()
+        records = await self._survey.records()
+        ends, self._ends = self._ends, set()
+        others = {peer for _, peer in ends}
+        near = {
+            record.cookie: record
+            for record in records
+            if record.peer in others
+            and (not record.local[1] or (record.local, record.peer) in ends)
+        }
+        sockets = await self._survey.sockets(near.values())
         victims = [
-            Victim(record, sock, "ended by the peer")
-            for record, sock in reporting.live(snapshot)
-            if (pack(reporting.local_end(record, sock)), record.peer) in ends
+            Victim(near[cookie], "ended by the peer", sock)
+            for cookie, sock in sockets.items()
+            if (local_end(near[cookie], sock), near[cookie].peer) in ends
         ]
         await self._cut(victims, "by_peer")
 
@@ -309,9 +327,7 @@ class Revocation:
         self._news.tell_cut(
             (
                 from_packed16(victim.record.peer[0]),
-                peer_messages.pack_end(
-                    victim.record.peer, pack(reporting.local_end(victim.record, victim.sock))
-                ),
+                peer_messages.pack_end(victim.record.peer, local_end(victim.record, victim.sock)),
             )
             for victim in victims
         )

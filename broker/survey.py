@@ -18,8 +18,12 @@ from slim.broker.local import messages
 from slim.broker.slots import SlotStore
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from slim.broker.admission.keyring import InboundFlow
+    from slim.broker.connections import ConnectionRecord
     from slim.broker.control_links import KeeperClient, TrapsServer
+    from slim.broker.kernel.sock_diag import TcpSocket
     from slim.broker.registry import Registry
 
 log = logging.getLogger(__name__)
@@ -78,20 +82,34 @@ class Survey:
             os.close(fd)
         return SlotStore(fds[0], writable=writable) if fds else None
 
+    async def records(self) -> list[ConnectionRecord]:
+        """Every connection on record, over or not; ControlError when they cannot be had."""
+        records = await self._open_records()
+        return await asyncio.to_thread(records.connections) if records is not None else []
+
+    async def sockets(self, records: Iterable[ConnectionRecord]) -> dict[int, TcpSocket]:
+        """The sockets behind the records, by cookie, of those that are not over."""
+        return await asyncio.to_thread(reporting.find_sockets, self._registry, records)
+
     async def snapshot(self) -> reporting.Snapshot | None:
+        try:
+            records = await self._open_records()
+        except ControlError:
+            return None
+        if records is None:
+            return None
+        return await asyncio.to_thread(records.snapshot, self._registry)
+
+    async def _open_records(self) -> reporting.Records | None:
+        """The records that traps writes; None before the first traps."""
         if self._records is None:
-            try:
-                held, _ = await self._keeper.fetch("memory/connections")
-            except ControlError:
-                return None
+            held, _ = await self._keeper.fetch("memory/connections")
             for _, _, fds in held:
                 if self._records is None and fds:
                     self._records = reporting.Records(fds.pop(0))
                 for fd in fds:
                     os.close(fd)
-            if self._records is None:
-                return None
-        return await asyncio.to_thread(self._records.snapshot, self._registry)
+        return self._records
 
     async def list_containers(self) -> admin.Containers:
         return reporting.list_containers(self._registry, await self.snapshot())

@@ -33,7 +33,7 @@ from slim.broker.kernel.inet_diag import (
 from slim.broker.kernel.libc import syscall_error
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Container, Iterator, Sequence
 
 __all__ = [
     "ALL_STATES",
@@ -64,18 +64,24 @@ _GONE = (errno.ENOENT, errno.ESTALE)
 
 
 def dump_tcp(
-    *, states: int = ALL_STATES, source_ports: PortRange | None = None, info: bool = False
+    *,
+    states: int = ALL_STATES,
+    source_ports: PortRange | None = None,
+    info: bool = False,
+    cookies: Container[int] | None = None,
 ) -> list[TcpSocket]:
     """TCPDIAG_GETSOCK dump, Linux 2.6.14: TCP sockets in the states (a mask of 1 << state).
 
-    With `source_ports` the kernel leaves out all others (INET_DIAG_REQ_BYTECODE). A socket that
-    is neither connected nor listening is in no table of the kernel and never shows.
+    With `source_ports` the kernel leaves out all others (INET_DIAG_REQ_BYTECODE); with `cookies`
+    we do, which is cheap beside unpacking them. A socket that is neither connected nor listening
+    is in no table of the kernel and never shows.
     """
     addresses: dict[bytes, Address] = {}
     return [
         unpack_socket(data, offset, length, addresses)
         for data in _dump(states, source_ports, info=info)
-        for offset, length, _ in unpack_cookies(data)
+        for offset, length, cookie in unpack_cookies(data)
+        if cookies is None or cookie in cookies
     ]
 
 

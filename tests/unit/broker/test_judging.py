@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from slim.broker.sources import Sources
 
 OWN, REMOTE = Endpoint.parse("10.1.0.1:80"), Endpoint.parse("10.1.0.9:40000")
+SOURCE = packed16(OWN.address)
 NEIGHBOUR = "10.1.0.2"
 CLIENT = Identity("client", "shop", {"app": "client"})
 NO = Verdict(allow=False, rule="test:no")
@@ -87,7 +88,7 @@ def record(
 def test_ingress_is_asked_with_both_identities_and_overlay_addresses(
     judge: Judge, plugins: FakePlugins, workloads: Registry
 ) -> None:
-    assert judge.connection(record(), OWN) == YES
+    assert judge.connection(record(), SOURCE) == YES
     assert plugins.asked == [
         FlowRequest(
             direction=Direction.INGRESS,
@@ -103,8 +104,8 @@ def test_ingress_is_asked_with_both_identities_and_overlay_addresses(
 def test_a_flow_and_its_connections_are_one_question(judge: Judge, plugins: FakePlugins) -> None:
     flow = Ingress(77, packed16(OWN.address), OWN.port, "b", packed16(REMOTE.address))
     judge.ingress(flow)
-    judge.connection(record(), OWN)
-    judge.connection(record(peer=Endpoint(REMOTE.address, 40001)), OWN)
+    judge.connection(record(), SOURCE)
+    judge.connection(record(peer=Endpoint(REMOTE.address, 40001)), SOURCE)
     assert len(plugins.asked) == 1
 
 
@@ -112,21 +113,21 @@ def test_the_same_address_of_another_host_is_not_that_source(
     judge: Judge, plugins: FakePlugins, workloads: Registry
 ) -> None:
     isolate(workloads)
-    assert not judge.connection(record(peer_host="c"), OWN).allow
+    assert not judge.connection(record(peer_host="c"), SOURCE).allow
     assert plugins.asked == []
 
 
 def test_an_unknown_source_stays_where_nothing_can_be_refused(judge: Judge) -> None:
-    assert judge.connection(record(peer_host="c"), OWN).allow
+    assert judge.connection(record(peer_host="c"), SOURCE).allow
 
 
 def test_egress_is_asked_as_before_the_connect(
     judge: Judge, plugins: FakePlugins, workloads: Registry
 ) -> None:
     """Of another host's workload the identity is not known; of a neighbour it is."""
-    judge.connection(record("out"), OWN)
+    judge.connection(record("out"), SOURCE)
     neighbour = Endpoint(parse_address(NEIGHBOUR), 80)
-    judge.connection(record("out", peer=neighbour), OWN)
+    judge.connection(record("out", peer=neighbour), SOURCE)
     assert [asked.direction for asked in plugins.asked] == [Direction.EGRESS] * 2
     assert [asked.destination for asked in plugins.asked] == [
         None,
@@ -138,8 +139,8 @@ def test_a_destination_that_nobody_brokers_is_asked_about_as_one(
     judge: Judge, plugins: FakePlugins
 ) -> None:
     plugins.policy = lambda asked: NO if asked.destination == PLAIN_PEER else YES
-    assert judge.connection(record("out", "fallback", reason="no-listener"), OWN) == YES
-    assert judge.connection(record("out", "fallback", reason="not-brokered"), OWN) == NO
+    assert judge.connection(record("out", "fallback", reason="no-listener"), SOURCE) == YES
+    assert judge.connection(record("out", "fallback", reason="not-brokered"), SOURCE) == NO
 
 
 @pytest.mark.parametrize(
@@ -149,16 +150,16 @@ def test_plain_peers_of_an_isolated_workload_go_but_for_itself(
     judge: Judge, workloads: Registry, peer: Endpoint, stays: bool
 ) -> None:
     plain = record("in", "fallback", peer=peer, peer_host="", reason="plain-peer")
-    assert judge.connection(plain, OWN).allow
+    assert judge.connection(plain, SOURCE).allow
     isolate(workloads)
-    assert judge.connection(plain, OWN).allow is stays
+    assert judge.connection(plain, SOURCE).allow is stays
 
 
 def test_what_was_refused_and_whose_workload_is_gone_is_left_alone(
     judge: Judge, plugins: FakePlugins
 ) -> None:
     plugins.policy = lambda _: NO
-    assert judge.connection(record("out", "denied"), OWN).allow
-    assert judge.connection(record(workload=99), OWN).allow
+    assert judge.connection(record("out", "denied"), SOURCE).allow
+    assert judge.connection(record(workload=99), SOURCE).allow
     # A flow to it admits nobody, though.
     assert not judge.ingress(Ingress(99, bytes(16), 80, "b", bytes(16))).allow
