@@ -25,6 +25,8 @@ pytestmark = [pytest.mark.needs_root, pytest.mark.needs_netns]
 
 SOAK = os.environ.get("SLIM_SOAK", "") not in ("", "0")
 CONNECTIONS = 10_000 if SOAK else 400
+EVERY_S = 2.0 if SOAK else 0.1
+"""Between two lines on one connection: the clients must leave slimd something of two cores."""
 LIMIT_S = 1.0
 SERVERS = 4
 FIRST_PORT = 9000
@@ -62,15 +64,15 @@ def test_a_tenth_is_cut_and_the_others_lose_nothing(hosts: TwoHosts, host: str, 
         assert running.result() == "listening"
     client, other = hosts.workload("a", "client", app="client"), hosts.workload("a", "other")
     share = (CONNECTIONS - forbidden) // SERVERS
-    doomed = client.probe(holding.hold, server.address4, ports[0], forbidden)
-    staying = [other.probe(holding.hold, server.address4, port, share) for port in ports]
+    doomed = client.probe(holding.hold, server.address4, ports[0], forbidden, EVERY_S)
+    staying = [other.probe(holding.hold, server.address4, port, share, EVERY_S) for port in ports]
     for running, count in [(doomed, forbidden), *((each, share) for each in staying)]:
         assert running.result() == count
 
     begun = time.monotonic()
     put_in_force(hosts, host, rules)
     done = time.monotonic() - begun
-    time.sleep(0.5)
+    time.sleep(1.1 * EVERY_S)
 
     ends = finish(doomed)
     assert (len(ends["ended"]), ends["alive"]) == (forbidden, 0)

@@ -65,52 +65,73 @@ def _echo_one(sock: socket.socket) -> str:
     return ""
 
 
-def hold(address: str, port: int, count: int) -> None:
+def hold(address: str, port: int, count: int, every_s: float) -> None:
     """Open connections and keep them busy until a line of input; report what became of them.
 
-    Each sends a numbered line and waits for its echo: a byte that is lost, or comes twice, ends
-    the probe with an error.
+    Each sends a numbered line every so often and waits for its echo: a byte that is lost, or
+    comes twice, ends the probe with an error.
     """
     _prepare()
-    socks: dict[int, socket.socket] = {}
-    sent: dict[int, bytes] = {}
-    poll = select.epoll()
-    for _ in range(count):
-        sock = socket.socket(family_of(address), socket.SOCK_STREAM)
-        sock.connect((address, port))
-        socks[sock.fileno()] = sock
-        poll.register(sock, select.EPOLLIN)
+    holder = Holder(address, port, count)
     report(count)
-    poll.register(sys.stdin, select.EPOLLIN)
-    ended: list[list[Any]] = []
-    lines = 0
+    next_round = time.monotonic()
+    while not holder.wait(next_round - time.monotonic()):
+        if time.monotonic() >= next_round:
+            holder.send_lines()
+            next_round += every_s
+    # Every line that is under way comes back, or its connection was ended.
+    while holder.waiting:
+        holder.wait(1.0)
+    report({"ended": holder.ended, "alive": len(holder.socks), "lines": holder.lines})
 
-    def end(fd: int, error: OSError) -> None:
-        ended.append([time.monotonic(), name_of(error.errno)])
-        socks.pop(fd).close()
-        sent.pop(fd, None)
 
-    def send(fd: int) -> None:
-        sent[fd] = b"%0*d\n" % (LINE_BYTES - 1, lines)
-        try:
-            socks[fd].sendall(sent[fd])
-        except OSError as error:
-            end(fd, error)
+class Holder:
+    """Connections of one process, and the lines that are under way on them."""
 
-    for fd in [*socks]:
-        send(fd)
-    while True:
-        # A pause, so that ten thousand connections leave the processors something.
-        time.sleep(0.02)
-        for fd, _ in poll.poll():
-            if fd == sys.stdin.fileno():
-                report({"ended": ended, "alive": len(socks), "lines": lines})
-                return
+    def __init__(self, address: str, port: int, count: int) -> None:
+        self._poll = select.epoll()
+        self._poll.register(sys.stdin, select.EPOLLIN)
+        self.socks: dict[int, socket.socket] = {}
+        self.waiting: dict[int, bytes] = {}
+        self.ended: list[list[Any]] = []
+        self.lines = 0
+        for _ in range(count):
+            sock = socket.socket(family_of(address), socket.SOCK_STREAM)
+            sock.connect((address, port))
+            self.socks[sock.fileno()] = sock
+            self._poll.register(sock, select.EPOLLIN)
+
+    def send_lines(self) -> None:
+        """One on every connection that has none under way."""
+        for fd in [fd for fd in self.socks if fd not in self.waiting]:
+            self.waiting[fd] = b"%0*d\n" % (LINE_BYTES - 1, self.lines)
             try:
-                data = socks[fd].recv(LINE_BYTES, socket.MSG_WAITALL)
+                self.socks[fd].sendall(self.waiting[fd])
             except OSError as error:
-                end(fd, error)
-                continue
-            assert data == sent[fd], f"{data!r} instead of {sent[fd]!r}"
-            lines += 1
-            send(fd)
+                self._end(fd, error)
+
+    def wait(self, limit_s: float) -> bool:
+        """Take what comes; True when there is a line of input."""
+        asked = False
+        for fd, _ in self._poll.poll(max(0.0, limit_s)):
+            if fd == sys.stdin.fileno():
+                self._poll.unregister(fd)
+                asked = True
+            else:
+                self._take(fd)
+        return asked
+
+    def _take(self, fd: int) -> None:
+        try:
+            data = self.socks[fd].recv(LINE_BYTES, socket.MSG_WAITALL)
+        except OSError as error:
+            self._end(fd, error)
+            return
+        sent = self.waiting.pop(fd)
+        assert data == sent, f"{data!r} instead of {sent!r}"
+        self.lines += 1
+
+    def _end(self, fd: int, error: OSError) -> None:
+        self.ended.append([time.monotonic(), name_of(error.errno)])
+        self.socks.pop(fd).close()
+        self.waiting.pop(fd, None)
