@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from slim.broker.inbound import Inbound
     from slim.broker.peers.channel import PeerLinks
     from slim.broker.peers.link import PeerInfo
-    from slim.broker.registry import Registry
+    from slim.broker.registry import Registry, Workload
     from slim.broker.resolver import Resolver
     from slim.broker.revocation import Revocation
     from slim.broker.sources import Sources
@@ -54,6 +54,7 @@ class Peering:
         self._sources = sources
         self._told: set[str] = set()
         """Hosts that know of the last change of policy."""
+        self._relabelled: dict[bytes, peer_messages.Relabelled] = {}
         self.counters: Counter[str] = Counter()
 
     def use(self, links: PeerLinks, resolver: Resolver, revocation: Revocation) -> None:
@@ -118,6 +119,21 @@ class Peering:
         for peer in self._links.connected():
             self._tell_epoch(peer)
 
+    def tell_relabelled(self, workload: Workload) -> None:
+        identity = workload.identity
+        for source in workload.state.addresses:
+            # Kept for those who connect later: what lives may be older than their channel.
+            self._relabelled[source] = peer_messages.Relabelled(
+                identity.workload, identity.namespace, dict(identity.labels), source
+            )
+        for peer in self._links.connected():
+            self._tell_labels(peer)
+
+    def _tell_labels(self, peer: PeerInfo) -> None:
+        if peer_messages.FEATURE_REVOKE in peer.features:
+            for message in self._relabelled.values():
+                self._links.send(peer.host, message)
+
     def tell_cut(self, ends: Iterable[tuple[Address, bytes]]) -> None:
         """Each to the hosts whose certificate names its address."""
         by_address: dict[Address, list[bytes]] = defaultdict(list)
@@ -147,6 +163,7 @@ class Peering:
         host = peer.host
         # Policy may have changed while there was no channel, or no slimd.
         self._tell_epoch(peer)
+        self._tell_labels(peer)
 
         def deliver(key: peer_messages.Key) -> bool:
             return self._links.send(host, key)

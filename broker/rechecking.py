@@ -45,12 +45,18 @@ class Rechecking:
         self._resolver = resolver
         self._cut = cut
         self._networks: set[Network] = set()
+        self._workloads: set[int] = set()
         self._isolated = False
         self._work = asyncio.Event()
 
     def ask_about(self, networks: tuple[Network, ...]) -> None:
         """Connections to addresses in these networks: the slimd there has another policy."""
         self._networks.update(networks)
+        self._work.set()
+
+    def ask_for(self, workload: int) -> None:
+        """Connections of this workload: it has other labels now."""
+        self._workloads.add(workload)
         self._work.set()
 
     def ask_isolated(self) -> None:
@@ -65,10 +71,11 @@ class Rechecking:
             networks = tuple(self._networks)
             self._networks.clear()
             isolated, self._isolated = self._isolated, False
+            workloads, self._workloads = self._workloads, set()
             due = {
                 record.cookie: record
                 for record in await self._records()
-                if self._is_due(record, networks, isolated=isolated)
+                if self._is_due(record, networks, workloads, isolated=isolated)
             }
             groups: dict[tuple[int, bytes, PackedEndpoint], list[Victim]] = {}
             for cookie, sock in (await self._survey.sockets(due.values())).items():
@@ -89,15 +96,22 @@ class Rechecking:
                 await asyncio.sleep(RETRY_S)
 
     def _is_due(
-        self, record: ConnectionRecord, networks: tuple[Network, ...], *, isolated: bool
+        self,
+        record: ConnectionRecord,
+        networks: tuple[Network, ...],
+        workloads: set[int],
+        *,
+        isolated: bool,
     ) -> bool:
         if record.direction != "out" or record.path != "fallback":
             return False
         workload = self._registry.workloads.get(record.workload)
         if workload is None:
             return False
-        return (isolated and workload.state.isolated_egress) or contains_any(
-            networks, record.peer_endpoint().address
+        return (
+            (isolated and workload.state.isolated_egress)
+            or record.workload in workloads
+            or contains_any(networks, record.peer_endpoint().address)
         )
 
     async def _ask(

@@ -161,6 +161,17 @@ class Registry:
         workload.state = state
         return changed
 
+    def relabel(
+        self, workload: Workload, name: str, namespace: str, labels: dict[str, str]
+    ) -> bool:
+        """Give a workload that lives another identity; False if it has it already."""
+        state = msgspec.structs.replace(
+            workload.state, name=name, namespace=namespace, labels=labels
+        )
+        changed = state != workload.state
+        workload.state = state
+        return changed
+
     def _isolates_egress(self, identity: Identity, overlay: OverlayConfig) -> bool:
         return overlay.unverified == "deny" or self.plugins.isolates(identity, Direction.EGRESS)
 

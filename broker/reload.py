@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import logging
+import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from slim.broker.inbound import Inbound
     from slim.broker.peers.channel import PeerLinks
     from slim.broker.peers.pki import HostCredentials
-    from slim.broker.registry import Registry
+    from slim.broker.registry import Registry, Workload
     from slim.broker.resolver import Resolver
     from slim.broker.revocation import Revocation
     from slim.broker.run_server import RunServer
@@ -186,10 +187,12 @@ class Reloading:
             for mistake in prepared:
                 log.error("not reloaded: %s%s", mistake.message, _hint(mistake))
             return prepared
-        self._exchange(prepared, backends)
+        self._exchange(running, prepared, backends)
         return prepared
 
-    def _exchange(self, new: Prepared, backends: list[DiscoveryBackend] | None) -> None:
+    def _exchange(
+        self, running: BrokerConfig, new: Prepared, backends: list[DiscoveryBackend] | None
+    ) -> None:
         """All at once: nothing else of control runs meanwhile."""
         config = new.config
         self.registry.overlays = config.overlays
@@ -203,10 +206,43 @@ class Reloading:
         if self.links is not None and new.credentials and new.client_tls and new.server_tls:
             self.links.use_credentials(new.credentials, new.client_tls, new.server_tls)
         logging.getLogger().setLevel(config.log.level.upper())
+        self._relabel(running, config)
         self.revocation.policy_changed()
         log.info("reloaded %s: policy epoch %d", config.path, self.registry.epoch)
         for key in new.needs_restart:
             log.warning("%s: %s changed: restart slimd to put it in force", config.path, key)
+
+    def _relabel(self, running: BrokerConfig, config: BrokerConfig) -> None:
+        """A workload that has what its namespace was declared with gets what it is now."""
+        before = {each.netns: each for each in running.slim_run.namespaces}
+        for declared in config.slim_run.namespaces:
+            old = before.get(declared.netns)
+            workload = self._workload_in(declared.netns)
+            if workload is None or old is None:
+                continue
+            state = workload.state
+            if (state.name, state.namespace, state.labels) != (
+                old.workload,
+                old.namespace,
+                old.labels,
+            ):
+                # Root started it as something else.
+                continue
+            new = (declared.workload, declared.namespace, dict(declared.labels))
+            if self.registry.relabel(workload, *new):
+                log.info("workload %s is %s, labels %s, now", old.workload, new[0], new[2])
+                self.revocation.relabelled(workload, self.host)
+
+    def _workload_in(self, netns: Path) -> Workload | None:
+        try:
+            there = os.stat(netns)
+        except OSError:
+            return None
+        for workload in self.registry:
+            own = os.fstat(workload.netns_fd)
+            if (own.st_dev, own.st_ino) == (there.st_dev, there.st_ino):
+                return workload
+        return None
 
     def _check_overlays(self, config: BrokerConfig) -> None:
         names = {overlay.name for overlay in config.overlays}

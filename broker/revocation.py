@@ -55,6 +55,7 @@ class News(Protocol):
     """What peers are to know; peering.Peering."""
 
     def tell_policy_changed(self) -> None: ...
+    def tell_relabelled(self, workload: Workload) -> None: ...
     def tell_cut(self, ends: Iterable[tuple[Address, bytes]]) -> None: ...
 
 
@@ -62,6 +63,9 @@ class NoNews:
     """Of a slimd without a control channel."""
 
     def tell_policy_changed(self) -> None:
+        return
+
+    def tell_relabelled(self, workload: Workload) -> None:
         return
 
     def tell_cut(self, ends: Iterable[tuple[Address, bytes]]) -> None:
@@ -110,6 +114,16 @@ class Revocation:
         """Everything of this host is to be judged again."""
         self._wanted += 1
         self._work.set()
+
+    def relabelled(self, workload: Workload, host: str) -> None:
+        """The workload of this host, so named, has another identity: each end judges it anew."""
+        for address in workload.state.addresses:
+            self._sources.remember(host, address, workload.identity)
+        self._registry.epoch += 1
+        self._unpublished.add(workload.state.cookie)
+        self._news.tell_relabelled(workload)
+        self._rechecking.ask_for(workload.state.cookie)
+        self.judge_again()
 
     def peer_changed(self, networks: tuple[Network, ...]) -> None:
         """What its slimd said of workloads in these networks is to be asked again."""

@@ -256,3 +256,28 @@ def test_a_crash_and_another_policy_leave_no_window_once_slimd_answers(
     assert ends.result() in ENDED
     time.sleep(0.2)
     judge(stop_hammers(hammers), [(since, float("inf"))])
+
+
+# --- labels -----------------------------------------------------------------------------------
+
+
+def test_labels_that_change_are_judged_at_the_other_host_too(
+    hosts: TwoHosts, server: Workload, ends: Running
+) -> None:
+    """The namespace is declared; its new labels are those of a workload that is not let in."""
+    workload = hosts.workload("a", "declared", app="other")
+    write_declaration(hosts, workload, "other")
+    put_in_force(hosts, "b", NO_CLIENT)
+    running = connect_to_end(hosts, workload, server, "fast")
+    write_declaration(hosts, workload, "client")
+    assert running.result() in ENDED
+    assert ends.result() in ENDED
+
+
+def write_declaration(hosts: TwoHosts, workload: Workload, app: str) -> None:
+    put_in_force(
+        hosts,
+        "a",
+        f'{ALLOW}[[slim_run.namespace]]\nnetns = "/run/netns/{workload.netns}"\n'
+        f'workload = "{workload.name}"\nnamespace = "default"\nlabels = {{ app = "{app}" }}\n',
+    )
