@@ -185,24 +185,60 @@ def start_hammers(workload: Workload, server: Workload, count: int = 3) -> list[
 
 
 @pytest.mark.parametrize(
-    ("host", "rules"), [("b", NO_CLIENT), ("a", NO_CLIENT_OUT)], ids=["ingress", "egress"]
+    ("host", "before", "rules"),
+    [
+        ("b", ALLOW, NO_CLIENT),
+        ("a", ALLOW, NO_CLIENT_OUT),
+        ("a", deny("elsewhere", "client", "nobody", direction="egress"), NO_CLIENT_OUT),
+    ],
+    ids=["ingress", "egress", "egress of an isolated workload"],
 )
 def test_a_change_of_policy_leaves_no_window(
-    hosts: TwoHosts, client: Workload, other: Workload, greeter: Workload, host: str, rules: str
+    hosts: TwoHosts,
+    client: Workload,
+    other: Workload,
+    greeter: Workload,
+    host: str,
+    before: str,
+    rules: str,
 ) -> None:
     """From the moment that reload is done nobody comes through, and who is allowed always does."""
+    put_in_force(hosts, host, before)
     hammers, allowed = start_hammers(client, greeter), start_hammers(other, greeter, 1)
     forbidden = []
     for _ in range(5):
         since = put_in_force(hosts, host, rules)
         time.sleep(0.1)
         forbidden.append((since, time.monotonic()))
-        put_in_force(hosts, host, ALLOW)
+        put_in_force(hosts, host, before)
         time.sleep(0.1)
     seen = stop_hammers(hammers)
     judge(seen, forbidden)
     assert any(outcome == "allowed" for _, outcome in seen)
     assert {outcome for _, outcome in stop_hammers(allowed)} == {"allowed"}
+
+
+def test_a_peer_that_cannot_be_told_finds_its_flows_gone(
+    hosts: TwoHosts, client: Workload, greeter: Workload
+) -> None:
+    """Without the channel host a goes on with what it knows, and host b admits nobody by it."""
+    hammers = start_hammers(client, greeter)
+    eventually(lambda: hosts.rows("b", "in"), "connections come through")
+    silence = "tcp dport 7946 drop", "tcp sport 7946 drop"
+    with filtering(hosts.host("b").netns, *silence):
+        since = put_in_force(hosts, "b", NO_CLIENT)
+        # After the first reset each asks anew, and waits for the resolve budget in vain.
+        time.sleep(2.5)
+        judge(stop_hammers(hammers), [(since, float("inf"))])
+    put_in_force(hosts, "b", ALLOW)
+
+    def is_fast() -> bool:
+        running = client.probe(peers.stay, greeter.address4, PORT)
+        path = hosts.row("a", running.result()["client_name"]).path
+        running.stop()
+        return path == "fast"
+
+    eventually(is_fast, "the channel has recovered", 15)
 
 
 def test_sighup_leaves_no_window(hosts: TwoHosts, client: Workload, greeter: Workload) -> None:
