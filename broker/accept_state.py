@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import socket
+    from collections.abc import Callable
 
     from slim.broker.calls import Accept
-    from slim.broker.endpoints import Endpoint
+    from slim.broker.endpoints import Address, Endpoint
     from slim.broker.listeners import ListenerRecord
     from slim.broker.loop import Timer
     from slim.broker.supervisor import PendingCall
@@ -77,3 +78,18 @@ class AcceptState:
             self.waiters.remove(waiter)
             if waiter.timer is not None:
                 waiter.timer.cancel()
+
+    def take_refused(
+        self, workload: int, dropped: frozenset[int], admits: Callable[[int, Address], bool]
+    ) -> list[Ready]:
+        """Take out who came by a flow that was dropped, or as a plain peer no longer admitted."""
+        refused = []
+        for ready in [*self.ready]:
+            if ready.number is not None:
+                # The program has it already: it is on record, and cut by control.
+                continue
+            is_plain = ready.flow == 0 and self.listener.workload == workload
+            if ready.flow in dropped or (is_plain and not admits(workload, ready.peer.address)):
+                self.ready.remove(ready)
+                refused.append(ready)
+        return refused

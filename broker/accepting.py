@@ -94,14 +94,8 @@ class Acceptor:
     def judge_again(self, workload: int, dropped: frozenset[int]) -> None:
         """Reset who was admitted, by these flows or as plain peers, and is not accepted yet."""
         for state in self._states.values():
-            for ready in [*state.ready]:
-                # What the program has already is on record, and cut by control.
-                admitted = ready.flow not in dropped or ready.number is not None
-                if ready.flow == 0 and state.listener.workload == workload:
-                    admitted = self._context.admits_plain(workload, ready.peer.address)
-                if not admitted:
-                    state.ready.remove(ready)
-                    self._refuse(ready.sock, "policy-changed")
+            for ready in state.take_refused(workload, dropped, self._context.admits_plain):
+                self._refuse(ready.sock, "policy-changed")
 
     # --- accept() -----------------------------------------------------------------------------
 

@@ -29,13 +29,18 @@ hookspec = pluggy.HookspecMarker(PROJECT)
 
 @hookspec
 def slim_configure(settings: PluginSettings) -> None:
-    """Called once, after the configuration was read and before any socket is opened.
+    """Called once for each instance, after the configuration was read.
+
+    When slimd starts that is before any socket is opened. A reload makes new instances of all
+    plugins and configures them beside those that decide; they take over together, or are thrown
+    away. So keep what a table says in an instance of `Plugin`: functions of a module have one
+    state for both.
 
     Returns: nothing. This is where a plugin reads its table, `settings.read(name, schema)`, and
     raises `settings.mistake(name, message)` for what makes no sense.
     Must: return at once; files may be read, networks may not.
-    If it raises: slimd does not start. ConfigError and PluginError are shown as they are,
-    anything else with the plugin's name.
+    If it raises: slimd does not start, and a reload changes nothing. ConfigError and PluginError
+    are shown as they are, anything else with the plugin's name.
 
     :param settings: the host's name and the `[plugins.<name>]` tables.
     """
@@ -47,6 +52,9 @@ def slim_configure(settings: PluginSettings) -> None:
 @hookspec
 def slim_decide(request: FlowRequest) -> Verdict | None:
     """Called once per flow and direction, at the source's slimd (egress) and the destination's.
+
+    After a change of policy or labels it is called again for every flow that lives; connections
+    that it denies then are cut.
 
     Returns: a Verdict, or None for no opinion. The strictest verdict of all plugins wins,
     whatever the order of plugins; when none has an opinion the flow is allowed. At egress the
@@ -63,7 +71,7 @@ def slim_decide(request: FlowRequest) -> Verdict | None:
 
 @hookspec
 def slim_isolates(workload: Identity, direction: Direction) -> bool | None:
-    """Called when a workload appears: can this plugin refuse anything to or from it?
+    """Called when a workload appears, and at a reload: can the plugin refuse it anything?
 
     Returns: True if slim_decide can return a deny for any flow of that workload in that
     direction; any True wins. Plain peers, which have no identity, are then refused, and
@@ -83,7 +91,7 @@ def slim_isolates(workload: Identity, direction: Direction) -> bool | None:
 def slim_discovery_backends(  # type: ignore[empty-body] # a specification has no body
     context: DiscoveryContext,
 ) -> list[DiscoveryBackend]:
-    """Called once, when slimd starts, for the ways of finding who answers for an overlay address.
+    """Called when slimd starts or reloads, for the ways of finding who answers for an address.
 
     Returns: a list of objects, possibly empty. Those that `[discovery] order` names are asked,
     in that order; the first that has an opinion wins.
@@ -100,7 +108,7 @@ def slim_discovery_backends(  # type: ignore[empty-body] # a specification has n
 
 @hookspec
 def slim_encryption_backends() -> list[EncryptionBackend]:  # type: ignore[empty-body]
-    """Called once, when slimd starts, for the ciphers that can seal admission records.
+    """Called when slimd starts or reloads, for the ciphers that can seal admission records.
 
     Returns: a list, possibly empty, of names and modules. The configuration chooses one by name;
     slimd imports its module and tries the functions before it starts.

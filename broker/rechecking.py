@@ -91,7 +91,7 @@ class Rechecking:
         while True:
             try:
                 return await self._survey.records()
-            except ControlError as error:
+            except (ControlError, OSError) as error:
                 log.warning("connections on the overlay are not judged again yet: %s", error)
                 await asyncio.sleep(RETRY_S)
 

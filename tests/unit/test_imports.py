@@ -68,6 +68,14 @@ CONTROL_SIDE = {
     "daemon",
     "paths",
     "admission_keys",
+    "control_admin",
+    "cutting",
+    "discovery_choice",
+    "judging",
+    "rechecking",
+    "reload",
+    "revocation",
+    "sources",
 }
 SLOW_TO_IMPORT = {"asyncio", "pluggy", "ssl", "pyroute2", "pyseccomp"}
 

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from slim.broker import reload
-from slim.broker.reload import Prepared, prepare, trap_settings
+from slim.broker.keeper_start import make_settings
+from slim.broker.reload import Prepared, prepare
 from support.configuration import PEERS, config_text, load_text
 from support.peering import Authority
 
@@ -44,6 +45,7 @@ def issue(authority: Authority, directory: Path, host: str) -> None:
     certificate, key = authority.issue(host)
     for file, name in ((certificate, "host.crt"), (key, "host.key")):
         (directory / name).write_bytes(file.read_bytes())
+        (directory / name).chmod(0o600)
     (directory / "authority.crt").write_bytes(authority.certificate.read_bytes())
 
 
@@ -140,5 +142,5 @@ def test_traps_hears_of_limits_errno_and_log_level(running: BrokerConfig) -> Non
             '[limits]\nflow_lifetime_s = 77\n[policy]\nerrno = "EPERM"\n[log]\nlevel = "debug"\n',
         ),
     )
-    settings = trap_settings(prepared(running).config, "module")
+    settings = make_settings(prepared(running).config, "module")
     assert (settings.flow_lifetime_s, settings.deny_errno, settings.log_level) == (77, 1, "debug")
