@@ -23,7 +23,7 @@ from slim.broker.admission.preamble import RECORD_BYTES, RecordRefused
 from slim.broker.endpoints import Endpoint, from_packed16
 from slim.broker.errors import SyscallError, TargetGone
 from slim.broker.kernel import sockaddr
-from slim.broker.kernel.epoll import EPOLLET, EPOLLIN, EPOLLONESHOT, EPOLLRDHUP
+from slim.broker.kernel.epoll import EPOLLET, EPOLLIN, EPOLLONESHOT
 from slim.broker.kernel.socket_options import (
     TCP_CLOSE,
     read_cookie,
@@ -31,6 +31,7 @@ from slim.broker.kernel.socket_options import (
     tcp_state,
     timeout_s,
 )
+from slim.broker.parking import Parking
 from slim.broker.perform import capture, write_name
 from slim.broker.wakes import Wakes
 
@@ -42,8 +43,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-PARK_LIMIT = 256
-PARK_DEADLINE_S = 2.0
 ACCEPTS_PER_TURN = 64
 """Refused connections that one trapped accept discards before others get their turn."""
 
@@ -52,6 +51,9 @@ class Acceptor:
     def __init__(self, context: TrapContext) -> None:
         self._context = context
         self._states: dict[int, AcceptState] = {}
+        self._parking = Parking(
+            context.loop, self._on_parked, lambda sock: self._refuse(sock, "silent")
+        )
         self._wakes = Wakes(context, self._states, self._serve_held)
 
     # --- listeners come and go ----------------------------------------------------------------
@@ -77,7 +79,7 @@ class Acceptor:
             state.retained.close()
             state.retained = None
         for parked in [*state.parked]:
-            self._unpark(state, parked)
+            self._parking.leave(state, parked)
             reset(parked.sock)
         for ready in state.ready:
             reset(ready.sock)
@@ -168,7 +170,7 @@ class Acceptor:
         try:
             chunk = parked.sock.recv(RECORD_BYTES - len(parked.received), socket.MSG_DONTWAIT)
         except BlockingIOError:
-            self._park(state, parked)
+            self._parking.park(state, parked)
             return None
         except OSError:
             chunk = b""
@@ -177,7 +179,7 @@ class Acceptor:
             return None
         parked.received += chunk
         if len(parked.received) < RECORD_BYTES:
-            self._park(state, parked)
+            self._parking.park(state, parked)
             return None
         return self._judge(state, parked)
 
@@ -319,33 +321,7 @@ class Acceptor:
 
     # --- parked connections -------------------------------------------------------------------
 
-    def _park(self, state: AcceptState, parked: Parked) -> None:
-        loop = self._context.loop
-        if parked.token:
-            return
-        if len(state.parked) >= PARK_LIMIT:
-            oldest = state.parked[0]
-            self._unpark(state, oldest)
-            self._refuse(oldest.sock, "silent")
-        state.parked.append(parked)
-        parked.token = loop.watch(
-            parked.sock.fileno(), lambda _: self._on_parked(state, parked), EPOLLIN | EPOLLRDHUP
-        )
-        parked.timer = loop.call_later(PARK_DEADLINE_S, lambda: self._drop_parked(state, parked))
-
-    def _unpark(self, state: AcceptState, parked: Parked) -> None:
-        state.parked.remove(parked)
-        if parked.timer is not None:
-            parked.timer.cancel()
-        self._context.loop.unwatch(parked.sock.fileno(), parked.token)
-        parked.token = 0
-
-    def _drop_parked(self, state: AcceptState, parked: Parked) -> None:
-        self._unpark(state, parked)
-        self._refuse(parked.sock, "silent")
-
     def _on_parked(self, state: AcceptState, parked: Parked) -> None:
-        self._unpark(state, parked)
         ready = self._examine(state, parked)
         if ready is not None:
             state.ready.append(ready)

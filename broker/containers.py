@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from slim.broker.errors import ControlError
-from slim.broker.local import messages
+from slim.broker.local import messages, states
 from slim.broker.registry import MAX_CONTAINERS
 
 if TYPE_CHECKING:
@@ -63,13 +63,13 @@ class Containers:
 
     async def restore(self, held: list[tuple[str, bytes, list[int]]]) -> None:
         """Take over what a predecessor left with the keeper."""
-        containers: list[messages.ContainerState] = []
+        containers: list[states.ContainerState] = []
         for name, meta, fds in held:
             if name.startswith("workload/") and fds:
-                state = msgspec.msgpack.decode(meta, type=messages.WorkloadState)
+                state = msgspec.msgpack.decode(meta, type=states.WorkloadState)
                 self._registry.add(state, fds.pop())
             elif name.startswith("container/"):
-                containers.append(msgspec.msgpack.decode(meta, type=messages.ContainerState))
+                containers.append(msgspec.msgpack.decode(meta, type=states.ContainerState))
             for fd in fds:
                 os.close(fd)
         for container in containers:
@@ -93,7 +93,7 @@ class Containers:
         await asyncio.to_thread(discard, name)
 
     async def register(
-        self, claim: messages.Register, container: messages.ContainerState, fds: list[int]
+        self, claim: messages.Register, container: states.ContainerState, fds: list[int]
     ) -> None:
         netns_fd, listener = fds
         cookie = container.workload

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from slim.broker.connections import ConnectionTable
     from slim.broker.flows import Flow, FlowKey, FlowTable
     from slim.broker.listeners import HostPorts, ListenerRecord, ListenerTable
-    from slim.broker.local.messages import TrapSettings
+    from slim.broker.local.states import TrapSettings
     from slim.broker.loop import Loop
     from slim.broker.supervisor import PendingCall
     from slim.broker.workloads import Workload

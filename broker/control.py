@@ -32,7 +32,7 @@ from slim.broker.inbound import Inbound
 from slim.broker.keeper_start import connect_keeper, make_settings
 from slim.broker.kernel.namespaces import own_netns_cookie
 from slim.broker.kernel.seccomp_filter import build_filter
-from slim.broker.local import messages
+from slim.broker.local import messages, states
 from slim.broker.paths import HostPaths
 from slim.broker.peering import Peering
 from slim.broker.peers import messages as peer_messages
@@ -310,7 +310,7 @@ class Control:
             ) from None
         self._traps.send(messages.Settings(settings))
 
-    async def _settle_traps(self) -> messages.TrapSettings:
+    async def _settle_traps(self) -> states.TrapSettings:
         """Let the keeper run traps by the configuration in force, now and whenever it ends."""
         settings = make_settings(self._config, self._encryption.module)
         await self._keeper.store("settings", _encode(settings))

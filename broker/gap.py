@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from slim.broker.flows import Flow, FlowKey
     from slim.broker.kernel.seccomp_notify import Notification
     from slim.broker.listeners import ListenerRecord
-    from slim.broker.local.messages import WorkloadState
+    from slim.broker.local.states import WorkloadState
 
 log = logging.getLogger(__name__)
 

@@ -27,7 +27,7 @@ import msgspec
 from slim.broker import log as logs
 from slim.broker.gap import Gap
 from slim.broker.kernel.namespaces import own_netns_cookie
-from slim.broker.local import messages, seqpacket
+from slim.broker.local import messages, seqpacket, states
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -212,20 +212,20 @@ class Keeper:
             self._gap.end()
             log.warning("traps is back and answers calls")
 
-    def _containers(self) -> list[tuple[int, messages.WorkloadState]]:
+    def _containers(self) -> list[tuple[int, states.WorkloadState]]:
         """Every seccomp listener, lent, with its workload."""
         decode = msgspec.msgpack.decode
         workloads = {
             state.cookie: state
             for name, kept in self._kept.items()
             if name.startswith("workload/")
-            for state in [decode(kept.meta, type=messages.WorkloadState)]
+            for state in [decode(kept.meta, type=states.WorkloadState)]
         }
         return [
             (kept.fds[0], workloads[state.workload])
             for name, kept in self._kept.items()
             if name.startswith("container/") and kept.fds
-            for state in [decode(kept.meta, type=messages.ContainerState)]
+            for state in [decode(kept.meta, type=states.ContainerState)]
             if state.workload in workloads
         ]
 

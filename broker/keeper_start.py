@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from slim.broker.control_links import KeeperClient
 from slim.broker.endpoints import packed16
 from slim.broker.errors import ControlError
-from slim.broker.local import messages
+from slim.broker.local import states
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -57,9 +57,9 @@ def _spawn(options: list[str]) -> None:
     )
 
 
-def make_settings(config: BrokerConfig, encryption: str) -> messages.TrapSettings:
+def make_settings(config: BrokerConfig, encryption: str) -> states.TrapSettings:
     """What traps needs of the configuration; `encryption` is the module with seal and open."""
-    return messages.TrapSettings(
+    return states.TrapSettings(
         host_addresses=[packed16(address) for address in config.host.addresses],
         host_ports=(config.host.ports.first, config.host.ports.last),
         resolve_budget_ms=config.limits.resolve_budget_ms,

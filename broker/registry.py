@@ -23,12 +23,13 @@ from slim.broker.endpoints import (
 )
 from slim.broker.errors import ControlError
 from slim.broker.kernel.addresses import pick_source, read_addresses
-from slim.broker.local.messages import ContainerState, ListenerUp, WorkloadState
+from slim.broker.local.states import ContainerState, WorkloadState
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from slim.broker.config import OverlayConfig
+    from slim.broker.local.messages import ListenerUp
     from slim.broker.plugin_manager import Plugins
 
 MAX_CONTAINERS = 4096

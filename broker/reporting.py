@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from slim.broker.endpoints import Endpoint
-    from slim.broker.local.messages import ContainerState
+    from slim.broker.local.states import ContainerState
     from slim.broker.registry import Registry, Workload
 
 log = logging.getLogger(__name__)

@@ -19,7 +19,7 @@ import msgspec
 
 from slim.broker.errors import ControlError, SlimError, SyscallError
 from slim.broker.kernel.namespaces import netns_cookie_of
-from slim.broker.local import messages, seqpacket
+from slim.broker.local import messages, seqpacket, states
 
 if TYPE_CHECKING:
     import socket
@@ -51,7 +51,7 @@ class Containers(Protocol):
         ...
 
     async def register(
-        self, claim: messages.Register, container: messages.ContainerState, fds: list[int]
+        self, claim: messages.Register, container: states.ContainerState, fds: list[int]
     ) -> None:
         """Create or join the workload and supervise the container; borrows the fds
         (namespace, listener). SlimError when that is refused."""
@@ -184,7 +184,7 @@ class Conversation:
             claim = self._restrict(claim, netns)
         if claim.prepared != self._prepared:
             raise ControlError("the namespace was not prepared for this caller")
-        container = messages.ContainerState(
+        container = states.ContainerState(
             container=secrets.token_hex(6),
             workload=cookie,
             pid=self.pid,

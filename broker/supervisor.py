@@ -20,7 +20,7 @@ from slim.broker.kernel.epoll import EPOLLHUP, EPOLLIN
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from slim.broker.local.messages import ContainerState
+    from slim.broker.local.states import ContainerState
     from slim.broker.loop import Loop
     from slim.broker.pipeline import View
     from slim.broker.workloads import Workload

@@ -28,7 +28,7 @@ from slim.broker.endpoints import PortRange, from_packed16
 from slim.broker.flows import FlowTable
 from slim.broker.kernel.namespaces import own_netns_cookie
 from slim.broker.listeners import HostPorts, ListenerTable
-from slim.broker.local import messages
+from slim.broker.local import messages, states
 from slim.broker.loop import Loop
 from slim.broker.perform import forget_dead_threads
 from slim.broker.recovery import find_epoll_numbers, restart_held_calls
@@ -58,7 +58,7 @@ class Traps:
         self._keeper = keeper
         held = {name: (meta, fds) for name, meta, fds in keeper.fetch("")}
         self._held = held
-        settings = msgspec.msgpack.decode(held["settings"][0], type=messages.TrapSettings)
+        settings = msgspec.msgpack.decode(held["settings"][0], type=states.TrapSettings)
         self._control = Control(f"{run_dir}/traps.sock", self._on_control)
         self._context = self._make_context(settings)
         self._control.context = self._context
@@ -99,7 +99,7 @@ class Traps:
         if restarted:
             log.info("%d calls that a predecessor held are issued again", restarted)
 
-    def _make_context(self, settings: messages.TrapSettings) -> TrapContext:
+    def _make_context(self, settings: states.TrapSettings) -> TrapContext:
         ports = PortRange(*settings.host_ports)
         lifetime = settings.flow_lifetime_s
         connections = self._memory("connections", SLOT_BYTES, SLOTS)
@@ -141,7 +141,7 @@ class Traps:
         """Attach everything the predecessor had."""
         for name, (meta, fds) in [*self._held.items()]:
             if name.startswith("workload/"):
-                state = msgspec.msgpack.decode(meta, type=messages.WorkloadState)
+                state = msgspec.msgpack.decode(meta, type=states.WorkloadState)
                 self._context.workloads[state.cookie] = Workload(state, fds[0])
                 del self._held[name]
         for listener in self._context.listeners:
@@ -155,7 +155,7 @@ class Traps:
         self._trapping.listening.check_all()
         for name, (meta, fds) in [*self._held.items()]:
             if name.startswith("container/"):
-                container = msgspec.msgpack.decode(meta, type=messages.ContainerState)
+                container = msgspec.msgpack.decode(meta, type=states.ContainerState)
                 self._attach_container(container, fds[0])
                 del self._held[name]
             elif name.startswith("retained/"):
@@ -168,7 +168,7 @@ class Traps:
 
     # --- containers ---------------------------------------------------------------------------
 
-    def _attach_container(self, state: messages.ContainerState, listener: int) -> str:
+    def _attach_container(self, state: states.ContainerState, listener: int) -> str:
         """Supervise a listener, which is taken; gives the reason why not."""
         workload = self._context.workloads.get(state.workload)
         if workload is None or state.container in self._containers:
@@ -199,7 +199,7 @@ class Traps:
         idle = sorted(self._context.workloads.keys() - used)
         return [*self._containers], idle[:IDLE_TOLD]
 
-    def _attach_workload(self, state: messages.WorkloadState, netns_fd: int) -> None:
+    def _attach_workload(self, state: states.WorkloadState, netns_fd: int) -> None:
         workload = self._context.workloads.get(state.cookie)
         if workload is None:
             self._context.workloads[state.cookie] = Workload(state, netns_fd)
@@ -280,7 +280,7 @@ class Traps:
         for fd in fds:
             os.close(fd)
 
-    def _take_settings(self, new: messages.TrapSettings) -> None:
+    def _take_settings(self, new: states.TrapSettings) -> None:
         """Take over what may change while calls are held; start again for the rest."""
         context, old = self._context, self._context.settings
         fixed = msgspec.structs.replace(

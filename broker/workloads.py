@@ -18,7 +18,7 @@ from slim.broker.kernel.namespaces import in_namespace
 from slim.broker.kernel.socket_options import FreshOptions
 
 if TYPE_CHECKING:
-    from slim.broker.local.messages import WorkloadState
+    from slim.broker.local.states import WorkloadState
 
 KNOWN_ADDRESSES = 4096
 SYNTHETIC_UID_BASE = 0x70000000

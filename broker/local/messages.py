@@ -12,16 +12,16 @@ A `token` pairs a request with its `Done`.
 
 from __future__ import annotations
 
-from typing import Literal, TypeAlias
+from typing import TypeAlias
 
 import msgspec
+
+from slim.broker.local.states import ContainerState, FailMode, TrapSettings, WorkloadState
 
 PROTOCOL = 3
 """Raised with any change here; processes of different versions refuse each other."""
 
 MAX_DATAGRAM = 64 * 1024
-
-FailMode: TypeAlias = Literal["open", "closed"]
 
 
 class Message(msgspec.Struct, frozen=True, tag=True, array_like=True):
@@ -144,53 +144,6 @@ class Done(Message, frozen=True):
 
     token: int
     error: str = ""
-
-
-# --- what the keeper keeps for others (meta) --------------------------------------------------
-
-
-class TrapSettings(msgspec.Struct, frozen=True, array_like=True):
-    """What traps needs of the configuration. Kept as `settings`."""
-
-    host_addresses: list[bytes]
-    host_ports: tuple[int, int]
-    resolve_budget_ms: int
-    connect_budget_ms: int
-    flow_lifetime_s: int
-    deny_errno: int
-    encryption: str
-    """Module with the pure functions seal and open (the encryption plugin's word)."""
-    log_level: str = "info"
-
-
-class WorkloadState(msgspec.Struct, frozen=True, array_like=True):
-    """What traps knows of a workload. Kept as `workload/<cookie>`, with the namespace's fd."""
-
-    cookie: int
-    name: str
-    namespace: str
-    labels: dict[str, str]
-    overlay: str
-    networks: list[tuple[bytes, int]]
-    """The overlay's networks: 16 byte address, prefix length (of the family's own width)."""
-    addresses: list[bytes]
-    """The workload's own overlay addresses."""
-    index: int
-    """Small and unique on the host; the synthetic uid of host sockets is derived from it."""
-    isolated_ingress: bool
-    isolated_egress: bool
-    fail_mode: FailMode
-    prepared: str | None
-
-
-class ContainerState(msgspec.Struct, frozen=True, array_like=True):
-    """One seccomp listener. Kept as `container/<id>`, with the listener's fd."""
-
-    container: str
-    workload: int
-    pid: int
-    command: list[str]
-    started: float
 
 
 # --- control and traps ------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from slim.broker.config import OverlayConfig
 from slim.broker.decisions import DEFAULT_VERDICT, Direction, FlowRequest, Identity, Verdict
 from slim.broker.endpoints import Endpoint, packed16, parse_address
 from slim.broker.errors import ControlError
-from slim.broker.local import messages
+from slim.broker.local import messages, states
 from slim.broker.registry import Registry, Workload
 from slim.broker.slots import SlotStore
 from slim.broker.sources import SLOT_BYTES, Sources
@@ -70,8 +70,8 @@ def state(
     name: str = "",
     isolated_ingress: bool = False,
     isolated_egress: bool = False,
-) -> messages.WorkloadState:
-    return messages.WorkloadState(
+) -> states.WorkloadState:
+    return states.WorkloadState(
         cookie=cookie,
         name=name or f"workload-{cookie}",
         namespace="default",
@@ -87,7 +87,7 @@ def state(
     )
 
 
-def add_workload(to: Registry, described: messages.WorkloadState) -> Workload:
+def add_workload(to: Registry, described: states.WorkloadState) -> Workload:
     """A workload whose namespace is never looked at."""
     return to.add(described, os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
 

@@ -24,7 +24,7 @@ from slim.broker.admission.preamble import Kind, Record, Sealer
 from slim.broker.endpoints import Endpoint, packed16, parse_address
 from slim.broker.kernel.namespaces import netns_cookie
 from slim.broker.kernel.seccomp_filter import build_filter
-from slim.broker.local import messages, seqpacket
+from slim.broker.local import messages, seqpacket, states
 from slim.plugins.encryption import aesgcm_cipher
 from support.keeping import RunningKeeper
 from support.polling import eventually
@@ -372,7 +372,7 @@ def trap_stage(run_dir: Path) -> Iterator[TrapStage]:
         workload = owned(Namespace(f"ip address add {OVERLAY_ADDRESS}/16 dev lo"))
         keeper = stack.enter_context(RunningKeeper(run_dir, host.prefix))
         control = owned(FakeControl(str(run_dir / "traps.sock")))
-        settings = messages.TrapSettings(
+        settings = states.TrapSettings(
             host_addresses=[packed16(HOST_ADDRESS)],
             host_ports=(20_000, 20_099),
             resolve_budget_ms=2_000,
@@ -393,7 +393,7 @@ def trap_stage(run_dir: Path) -> Iterator[TrapStage]:
 
 
 def _attach(stage: TrapStage) -> None:
-    state = messages.WorkloadState(
+    state = states.WorkloadState(
         cookie=stage.cookie,
         name="server",
         namespace="default",
@@ -413,6 +413,6 @@ def _attach(stage: TrapStage) -> None:
         stage.control.request(messages.AttachWorkload(token, state), token, namespace)
     finally:
         os.close(namespace)
-    container = messages.ContainerState("c1", stage.cookie, stage.program.process.pid, [], 0.0)
+    container = states.ContainerState("c1", stage.cookie, stage.program.process.pid, [], 0.0)
     token = stage.token()
     stage.control.request(messages.AttachContainer(token, container), token, stage.program.listener)

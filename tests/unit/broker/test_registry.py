@@ -13,7 +13,7 @@ from slim.broker.config import OverlayConfig
 from slim.broker.decisions import Direction, Identity
 from slim.broker.endpoints import Address, Endpoint, packed16, parse_address
 from slim.broker.errors import ControlError
-from slim.broker.local import messages
+from slim.broker.local import states
 from slim.broker.registry import Registry, host_endpoint
 from support.brokering import FakePlugins, add_workload, listening, registry, state
 
@@ -62,7 +62,7 @@ def workloads(plugins: FakePlugins) -> Iterator[Registry]:
 
 def describe(
     workloads: Registry, name: str | None = "web", overlay: str | None = None, cookie: int = 7
-) -> messages.WorkloadState:
+) -> states.WorkloadState:
     return workloads.describe_namespace(
         cookie,
         NETNS_FD,
@@ -81,7 +81,7 @@ def describe(
 def test_workloads_are_found_by_address_container_and_cookie(workloads: Registry) -> None:
     first = add_workload(workloads, state(1, "10.1.0.1", "fd00::1"))
     second = add_workload(workloads, state(2, "10.1.0.2"))
-    second.containers["c2"] = messages.ContainerState("c2", 2, 1, [], 0.0)
+    second.containers["c2"] = states.ContainerState("c2", 2, 1, [], 0.0)
     assert workloads.by_address(parse_address("fd00::1")) is first
     assert workloads.by_address(parse_address("10.1.0.2")) is second
     assert workloads.by_address(parse_address("10.1.0.3")) is None

@@ -14,7 +14,7 @@ import pytest
 from slim.broker import run_server
 from slim.broker.config import NamespaceConfig, SlimRunConfig
 from slim.broker.errors import ControlError
-from slim.broker.local import messages, seqpacket
+from slim.broker.local import messages, seqpacket, states
 from slim.broker.run_server import RunServer
 
 if TYPE_CHECKING:
@@ -32,9 +32,7 @@ decoder: msgspec.msgpack.Decoder[messages.RunAnswer] = msgspec.msgpack.Decoder(m
 class FakeContainers:
     """Control's part."""
 
-    registered: list[tuple[messages.Register, messages.ContainerState]] = field(
-        default_factory=list
-    )
+    registered: list[tuple[messages.Register, states.ContainerState]] = field(default_factory=list)
     discarded: list[str] = field(default_factory=list)
     refuses: str = ""
 
@@ -45,7 +43,7 @@ class FakeContainers:
         self.discarded.append(name)
 
     async def register(
-        self, claim: messages.Register, container: messages.ContainerState, fds: list[int]
+        self, claim: messages.Register, container: states.ContainerState, fds: list[int]
     ) -> None:
         if self.refuses:
             raise ControlError(self.refuses, hint="do this")

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from slim.broker.local import messages
+from slim.broker.local import messages, states
 
 UNIONS: dict[str, Any] = {
     name: getattr(messages, name)
@@ -63,9 +63,7 @@ def test_a_message_of_another_conversation_is_refused(union: str) -> None:
             msgspec.msgpack.decode(msgspec.msgpack.encode(made(kind)), type=UNIONS[union])
 
 
-@pytest.mark.parametrize(
-    "kind", [messages.TrapSettings, messages.WorkloadState, messages.ContainerState]
-)
+@pytest.mark.parametrize("kind", [states.TrapSettings, states.WorkloadState, states.ContainerState])
 def test_what_the_keeper_keeps_can_be_read_again(kind: type[msgspec.Struct]) -> None:
     kept = made(kind)
     assert msgspec.msgpack.decode(msgspec.msgpack.encode(kept), type=kind) == kept
