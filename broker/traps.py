@@ -212,6 +212,7 @@ class Traps:
     def _detach_workload(self, cookie: int) -> None:
         workload = self._context.workloads.pop(cookie, None)
         if workload is not None:
+            self._control.drop_workload(cookie)
             self._context.flows.drop_workload(cookie)
             self._context.connections.forget_workload(cookie)
             self._context.keyring.drop_workload(cookie)

@@ -131,6 +131,13 @@ class Control:
             del self._by_key[question.key]
             self._answer(question, self._without_control(question.key, "resolve-budget"))
 
+    def drop_workload(self, workload: int) -> None:
+        """The workload is gone; one that comes in the same namespace is judged anew."""
+        for key in [key for key in self._by_key if key.workload == workload]:
+            question = self._by_key.pop(key)
+            self._questions.pop(question.token, None)
+            self._answer(question, self._without_control(key, "workload-gone"))
+
     def _without_control(self, key: FlowKey, reason: str) -> Flow:
         workload = self.context.workloads.get(key.workload)
         if workload is None or workload.state.isolated_egress:
