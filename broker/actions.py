@@ -106,6 +106,13 @@ class TellName:
 
 
 @dataclass(slots=True)
+class TellV6Only:
+    """Write what the program set of IPV6_V6ONLY; None: what the socket itself has."""
+
+    v6only: bool | None
+
+
+@dataclass(slots=True)
 class VacatePort:
     """Close retained listeners on the port whose programs are gone; then let bind() go on."""
 
@@ -131,6 +138,7 @@ Action: TypeAlias = (
     | ListenAgain
     | TakeConnection
     | TellName
+    | TellV6Only
     | VacatePort
     | MakeEpoll
 )

@@ -36,6 +36,7 @@ _NUMBERS = {
         "getsockname": 51,
         "getpeername": 52,
         "setsockopt": 54,
+        "getsockopt": 55,
         "epoll_create": 213,
         "accept4": 288,
         "epoll_create1": 291,
@@ -51,6 +52,7 @@ _NUMBERS = {
         "getpeername": 205,
         "sendto": 206,
         "setsockopt": 208,
+        "getsockopt": 209,
         "sendmsg": 211,
         "accept4": 242,
         "sendmmsg": 269,
@@ -115,8 +117,18 @@ class SetOption:
     fd: int
 
 
+@dataclass(slots=True)
+class GetV6Only:
+    """getsockopt(IPV6_V6ONLY), which a host listener never has set."""
+
+    fd: int
+    value: int
+    """Where the program wants the number, and below: its length."""
+    length: int
+
+
 SocketCall: TypeAlias = (
-    Connect | Bind | Listen | Accept | GetName | CreateEpoll | FastOpenSend | SetOption
+    Connect | Bind | Listen | Accept | GetName | CreateEpoll | FastOpenSend | SetOption | GetV6Only
 )
 
 Args: TypeAlias = tuple[int, int, int, int, int, int]
@@ -194,6 +206,10 @@ def _setsockopt(tid: int, args: Args) -> SocketCall:
     return SetOption(_int(args[0]))
 
 
+def _getsockopt(tid: int, args: Args) -> SocketCall:
+    return GetV6Only(_int(args[0]), args[3], args[4])
+
+
 _BY_NAME: dict[str, Callable[[int, Args], SocketCall]] = {
     "connect": _connect,
     "accept": _accept,
@@ -204,6 +220,7 @@ _BY_NAME: dict[str, Callable[[int, Args], SocketCall]] = {
     "getsockname": _getsockname,
     "getpeername": _getpeername,
     "setsockopt": _setsockopt,
+    "getsockopt": _getsockopt,
     "epoll_create": _epoll_create,
     "accept4": _accept4,
     "epoll_create1": _epoll_create1,

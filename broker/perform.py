@@ -85,6 +85,8 @@ def observe(sock: socket.socket, call: calls.SocketCall, host_netns: int) -> Obs
     if facts.is_tcp and not is_ours and isinstance(call, calls.Connect | calls.Listen):
         observed.local = local_endpoint(sock)
         observed.uncopyable = find_uncopyable(sock)
+        if facts.domain == socket.AF_INET6 and isinstance(call, calls.Connect):
+            observed.v6only = bool(sock.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY))
     return observed
 
 
@@ -239,3 +241,14 @@ def write_name(
     if room < 0:
         raise SyscallError("write_name", errno.EINVAL)
     process_vm_writev(call.tid, [(address, raw[:room]), (length, len(raw).to_bytes(4, "little"))])
+
+
+def write_int(call: PendingCall, address: int, length: int, value: int) -> None:
+    """Write a number as the kernel does for getsockopt(2): at most four bytes, and how many.
+
+    OSError EFAULT, as the kernel would answer.
+    """
+    room = min(4, int.from_bytes(process_vm_readv(call.tid, length, 4), "little"))
+    call.ensure_valid()
+    raw = value.to_bytes(4, "little")[:room]
+    process_vm_writev(call.tid, [(length, room.to_bytes(4, "little")), (address, raw)])

@@ -36,6 +36,8 @@ class Observed:
     """What it is bound to (read for connect and getsockname only)."""
     uncopyable: str = ""
     """An option in force that no host socket can have (read for connect and listen only)."""
+    v6only: bool = False
+    """IPV6_V6ONLY: such a socket cannot connect to a mapped address (read for connect only)."""
 
 
 class View(Protocol):
@@ -73,6 +75,8 @@ def decide(
         case calls.FastOpenSend():
             # On a connected socket MSG_FASTOPEN is EISCONN; elsewhere it connects on the overlay.
             return actions.Return(errno.EISCONN) if observed.is_ours else actions.Proceed()
+        case calls.GetV6Only():
+            return _get_v6only(observed, view)
         case calls.SetOption():
             return actions.Return(errno.EPERM) if observed.is_ours else actions.Proceed()
 
@@ -121,6 +125,8 @@ def _connect_fast(flow: FastFlow, key: FlowKey, observed: Observed, view: View) 
     reason = observed.uncopyable
     if not reason and observed.facts.domain == socket.AF_INET and flow.host.address.version == 6:
         reason = "ipv4-socket-ipv6-underlay"
+    if not reason and observed.v6only and flow.host.address.version == 4:
+        reason = "ipv6-only-socket-ipv4-underlay"
     if not reason:
         bound = observed.local.port if observed.local else 0
         return actions.ConnectHost(flow, key, bound)
@@ -159,6 +165,15 @@ def _get_name(call: calls.GetName, observed: Observed, view: View) -> actions.Ac
         unspecified = "::" if facts.domain == socket.AF_INET6 else "0.0.0.0"
         return actions.TellName(Endpoint(parse_address(unspecified), 0))
     return actions.TellName(record.local_endpoint())
+
+
+def _get_v6only(observed: Observed, view: View) -> actions.Action:
+    if not observed.is_ours:
+        return actions.Proceed()
+    listener = view.listener(observed.facts.cookie)
+    if listener is None or listener.family != socket.AF_INET6:
+        return actions.TellV6Only(None)
+    return actions.TellV6Only(not listener.dual_stack)
 
 
 def _listen(call: calls.Listen, observed: Observed, view: View) -> actions.Action:

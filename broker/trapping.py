@@ -10,6 +10,7 @@ import errno
 import logging
 import os
 import time
+from socket import IPPROTO_IPV6, IPV6_V6ONLY
 from typing import TYPE_CHECKING
 
 from slim.broker import actions, calls
@@ -17,9 +18,9 @@ from slim.broker.accepting import Acceptor
 from slim.broker.connecting import Connector
 from slim.broker.errors import TargetGone
 from slim.broker.kernel import epoll
-from slim.broker.kernel.socket_options import read_cookie
+from slim.broker.kernel.socket_options import is_inet, read_cookie
 from slim.broker.listening import Listening
-from slim.broker.perform import capture, observe, observe_listener, write_name
+from slim.broker.perform import capture, observe, observe_listener, write_int, write_name
 from slim.broker.pipeline import Observed, decide
 
 if TYPE_CHECKING:
@@ -127,7 +128,7 @@ class Trapping:
 
     def _observe(self, asked: calls.SocketCall, sock: socket.socket) -> Observed:
         host_netns = self._context.host_netns
-        if isinstance(asked, calls.Accept):
+        if isinstance(asked, calls.Accept) and is_inet(sock):
             cookie = read_cookie(sock)
             listener = self._context.listeners.get(cookie)
             if listener is not None:
@@ -149,6 +150,8 @@ class Trapping:
                 call.fail(action.errno)
             case actions.TellName(), calls.GetName():
                 self._tell_name(call, asked, observed, action)
+            case actions.TellV6Only(), calls.GetV6Only():
+                self._tell_v6only(call, asked, sock, action)
             case actions.TakeConnection(), calls.Accept():
                 self.acceptor.accept(
                     call, asked, action.listener, sock, nonblocking=observed.facts.nonblocking
@@ -214,6 +217,23 @@ class Trapping:
     ) -> None:
         try:
             write_name(call, asked.address, asked.length, action.endpoint, observed.facts.domain)
+        except OSError as error:
+            call.fail(error.errno or errno.EFAULT)
+            return
+        call.fail(0)
+
+    def _tell_v6only(
+        self,
+        call: PendingCall,
+        asked: calls.GetV6Only,
+        sock: socket.socket,
+        action: actions.TellV6Only,
+    ) -> None:
+        value = action.v6only
+        try:
+            if value is None:
+                value = bool(sock.getsockopt(IPPROTO_IPV6, IPV6_V6ONLY))
+            write_int(call, asked.value, asked.length, value)
         except OSError as error:
             call.fail(error.errno or errno.EFAULT)
             return

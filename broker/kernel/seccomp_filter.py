@@ -65,6 +65,9 @@ TRAPPED_OPTIONS = (
 )
 """(level, option) of setsockopt calls that could turn a host socket against the host."""
 
+TRAPPED_READS = ((socket.IPPROTO_IPV6, socket.IPV6_V6ONLY),)
+"""(level, option) of getsockopt calls that would show what only the host socket has."""
+
 REFUSED = ("io_uring_enter", "io_uring_register", "io_uring_setup")
 """Calls that fail with ENOSYS, in every architecture."""
 
@@ -109,6 +112,13 @@ def _native_rules(seccomp: ModuleType) -> Any:
         program.add_rule(
             seccomp.NOTIFY,
             "setsockopt",
+            _masked(seccomp, 1, _ALL_BITS, level),
+            _masked(seccomp, 2, _ALL_BITS, option),
+        )
+    for level, option in TRAPPED_READS:
+        program.add_rule(
+            seccomp.NOTIFY,
+            "getsockopt",
             _masked(seccomp, 1, _ALL_BITS, level),
             _masked(seccomp, 2, _ALL_BITS, option),
         )

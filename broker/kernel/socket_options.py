@@ -123,6 +123,7 @@ _NOT_COPIED_BYTES = tuple(
 _FAMILY, _TYPE, _PROTOCOL = (
     vars(socket.SocketType)[name].__get__ for name in ("family", "type", "proto")
 )
+_INET = (int(socket.AF_INET), int(socket.AF_INET6))
 _BUFFER_FORCE = {socket.SO_SNDBUF: SO_SNDBUFFORCE, socket.SO_RCVBUF: SO_RCVBUFFORCE}
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 _TIMEVAL = struct.Struct("ll")
@@ -144,16 +145,22 @@ class SocketFacts:
     nonblocking: bool
 
 
+def is_inet(sock: socket.socket) -> bool:
+    """Whether it is of IPv4 or IPv6: other families may not know the options of socket(7)."""
+    return _FAMILY(sock) in _INET
+
+
 def read_facts(sock: socket.socket) -> SocketFacts:
-    """SO_COOKIE and the other options of socket(7) that tell what this is, Linux 5.14."""
+    """SO_COOKIE and the other options of socket(7) that tell what this is, Linux 5.14.
+
+    Of a socket of another family only that is told: nothing more is ever asked of it.
+    """
     get = sock.getsockopt
-    cookie = int.from_bytes(get(_SOL, SO_COOKIE, 8), "little")
     domain: int = _FAMILY(sock)
-    is_tcp = (
-        _PROTOCOL(sock) == socket.IPPROTO_TCP
-        and _TYPE(sock) == socket.SOCK_STREAM
-        and domain in (socket.AF_INET, socket.AF_INET6)
-    )
+    if domain not in _INET:
+        return SocketFacts(0, domain, False, 0, 0, False)
+    cookie = int.from_bytes(get(_SOL, SO_COOKIE, 8), "little")
+    is_tcp = _PROTOCOL(sock) == socket.IPPROTO_TCP and _TYPE(sock) == socket.SOCK_STREAM
     netns = int.from_bytes(get(_SOL, SO_NETNS_COOKIE, 8), "little")
     state = tcp_state(sock) if is_tcp else 0
     return SocketFacts(cookie, domain, is_tcp, netns, state, is_nonblocking(sock))

@@ -300,6 +300,20 @@ def test_names_of_a_listener_and_listen_twice(pair: Pair) -> None:
 
 
 @IPV4
+def test_v6only_of_a_listener_is_what_the_program_set(pair: Pair) -> None:
+    first, _, _ = (next(_ports) for _ in range(3))
+    assert pair.server.call(listening.v6only_of_listeners, first) == {
+        "v6only 0": [0, "0000", "00000000"],
+        "v6only 1": [1, "0100", "01000000"],
+        "nowhere 0": [-1, "EFAULT", 4],
+        "nowhere 1": [-1, "EFAULT", 4],
+        "negative 0": [0, 7, 7, 7, 4],
+        "negative 1": [1, 7, 7, 7, 4],
+        "ipv4": "ENOTSUP",
+    }
+
+
+@IPV4
 def test_listen_without_bind(pair: Pair) -> None:
     assert pair.server.call(listening.listen_without_bind).startswith("0.0.0.0:")
 

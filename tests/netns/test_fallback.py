@@ -201,6 +201,15 @@ def test_socket_that_cannot_be_replaced_uses_the_overlay(
     check(hosts, running, "fallback", oddity)
 
 
+def test_ipv6_only_socket_uses_the_overlay_and_takes_nobody_else_with_it(
+    hosts: TwoHosts, client: Workload, fresh_server: Workload
+) -> None:
+    where = (fresh_server.address6, PORT + 6)
+    running = client.probe(fallbacks.stay_with, *where, "IPV6_V6ONLY")
+    check(hosts, running, "fallback", "ipv6-only-socket-ipv4-underlay")
+    check(hosts, client.probe(fallbacks.timed_visit, *where), "fast")
+
+
 def test_listener_that_cannot_be_replaced_stays_on_the_overlay(
     hosts: TwoHosts, client: Workload, server: Workload
 ) -> None:

@@ -149,6 +149,12 @@ def test_unix_sockets_are_left_alone(client: Workload) -> None:
     assert client.call(untouched.unix_pair) == "hello"
 
 
+def test_sockets_of_other_families_are_left_alone(client: Workload) -> None:
+    native = client.plain().call(untouched.vsock_calls)
+    assert native["accept"] == "EAGAIN"
+    assert client.call(untouched.vsock_calls) == native
+
+
 def test_a_destination_outside_the_overlay_is_left_alone(hosts: TwoHosts, client: Workload) -> None:
     """Natively there is no route out of the container."""
     host = str(hosts.host("b").address4)

@@ -65,10 +65,11 @@ def observed(
     netns: int = WORKLOAD,
     state: int = TCP_CLOSE,
     nonblocking: bool = False,
+    v6only: bool = False,
 ) -> Observed:
     """A socket: by default a fresh IPv4 TCP socket of the program's own."""
     facts = SocketFacts(COOKIE, domain, is_tcp, netns, state, nonblocking)
-    return Observed(facts, is_ours, Endpoint.parse(local) if local else None, uncopyable)
+    return Observed(facts, is_ours, Endpoint.parse(local) if local else None, uncopyable, v6only)
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,8 @@ def stay_with(address: str, port: int, oddity: str) -> None:
             # One instruction: RET 65535, let everything through (linux/filter.h).
             instruction = struct.pack("=HBBI", 0x06, 0, 0, 0xFFFF)
             _attach(sock, instruction)
+        case "IPV6_V6ONLY":
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         case "copy-in-another-process":
             if os.fork() == 0:
                 time.sleep(50)

@@ -152,6 +152,29 @@ def listener_names(address: str, port: int) -> dict[str, Any]:
     return found
 
 
+def v6only_of_listeners(first_port: int) -> dict[str, Any]:
+    """What getsockopt(IPV6_V6ONLY) says of listeners, also with odd lengths and pointers."""
+    option = (socket.IPPROTO_IPV6, socket.IPV6_V6ONLY)
+    seen: dict[str, Any] = {}
+    for number, wanted in enumerate((0, 1)):
+        with socket.socket(socket.AF_INET6) as listener:
+            listener.setsockopt(*option, wanted)
+            listener.bind(("::", first_port + number))
+            listener.listen()
+            told = [listener.getsockopt(*option), listener.getsockopt(*option, 2).hex()]
+            seen[f"v6only {wanted}"] = [*told, listener.getsockopt(*option, 8).hex()]
+            length = ctypes.c_int(4)
+            bad = libc.getsockopt(listener.fileno(), *option, None, ctypes.byref(length))
+            seen[f"nowhere {wanted}"] = [bad, name_of(ctypes.get_errno()), length.value]
+            length.value = -1
+            room = (ctypes.c_int * 4)(7, 7, 7, 7)
+            libc.getsockopt(listener.fileno(), *option, room, ctypes.byref(length))
+            seen[f"negative {wanted}"] = [*room, length.value]
+    with listen("0.0.0.0", first_port + 2) as listener:
+        seen["ipv4"] = name_of(_error_of(lambda: listener.getsockopt(*option)))
+    return seen
+
+
 def listen_without_bind() -> str:
     """The kernel chooses the port; the name must be the overlay's, and reachable."""
     with socket.socket() as listener:

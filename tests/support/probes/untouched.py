@@ -86,6 +86,21 @@ def unix_pair() -> str:
                 return os.read(received, 5).decode()
 
 
+def vsock_calls() -> dict[str, Any]:
+    """A family whose sockets know few of socket(7)'s options, and no connection."""
+    with socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM) as sock:
+        sock.bind((socket.VMADDR_CID_ANY, socket.VMADDR_PORT_ANY))
+        name = sock.getsockname()
+        sock.listen()
+        sock.setblocking(False)
+        try:
+            sock.accept()
+            accepted = ""
+        except OSError as error:
+            accepted = errno.errorcode[error.errno or 0]
+    return {"cid": name[0], "accept": accepted}
+
+
 def nonblocking_refusal(address: str, port: int) -> str:
     """Name of the errno of a non-blocking connect itself."""
     with socket.socket(family_of(address), socket.SOCK_STREAM) as sock:

@@ -123,6 +123,7 @@ def test_calls_without_an_address_of_their_own_read_nothing(memory: Memory) -> N
     assert decode("getsockname", 7, 1, 2) == calls.GetName(7, 1, 2, peer=False)
     assert decode("getpeername", 7, 1, 2) == calls.GetName(7, 1, 2, peer=True)
     assert decode("setsockopt", 7, 6, 13) == calls.SetOption(7)
+    assert decode("getsockopt", 7, 41, 26, 1, 2) == calls.GetV6Only(7, 1, 2)
     for name in ("sendto", "sendmsg", "sendmmsg"):
         assert decode(name, 7, 1, 2) == calls.FastOpenSend(7)
     assert memory.reads == []

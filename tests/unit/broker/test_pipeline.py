@@ -7,6 +7,7 @@ import ipaddress
 import os
 import socket
 
+import msgspec
 import pytest
 
 from slim.broker import actions, calls
@@ -89,6 +90,7 @@ def listener(address: str = "10.1.0.1", family: int = socket.AF_INET) -> Listene
         calls.GetName(3, 0, 0, peer=False),
         calls.FastOpenSend(3),
         calls.SetOption(3),
+        calls.GetV6Only(3, 0, 0),
     ],
     ids=lambda asked: type(asked).__name__,
 )
@@ -210,6 +212,12 @@ def test_an_ipv6_socket_uses_an_ipv6_underlay(play: Playbook, view: FakeView) ->
     play.on(domain=socket.AF_INET6).call(CONNECT6) >> actions.ConnectHost(flow, key, 0)
 
 
+def test_an_ipv6_only_socket_cannot_use_an_ipv4_underlay(play: Playbook, view: FakeView) -> None:
+    view.flows[FlowKey(WORKLOAD, None, DESTINATION6)] = FAST
+    expected = actions.Proceed("ipv6-only-socket-ipv4-underlay", "rules:web", DESTINATION6)
+    play.on(domain=socket.AF_INET6, v6only=True).call(CONNECT6) >> expected
+
+
 def test_where_falling_back_is_unlawful_it_is_refused(play: Playbook, view: FakeView) -> None:
     flow = FastFlow(FAST.source, FAST.host, 9, "b", False, "rules:web", 1.0)
     view.flows[KEY] = flow
@@ -311,6 +319,29 @@ def test_a_lost_record_never_shows_a_host_address(play: Playbook, domain: int, n
     on = ours(play, domain=domain)
     on.call(SOCKNAME) >> actions.TellName(Endpoint.parse(name))
     on.call(PEERNAME) >> actions.Return(errno.ENOTCONN)
+
+
+V6ONLY = calls.GetV6Only(3, 0x1000, 0x2000)
+
+
+def test_v6only_of_the_programs_own_sockets_is_the_kernels(play: Playbook) -> None:
+    play.on(domain=socket.AF_INET6).call(V6ONLY) >> actions.Proceed()
+
+
+@pytest.mark.parametrize("dual_stack", [False, True])
+def test_a_listener_shows_the_v6only_that_its_program_set(
+    play: Playbook, view: FakeView, dual_stack: bool
+) -> None:
+    made = listener("::", socket.AF_INET6)
+    view.listeners[COOKIE] = msgspec.structs.replace(made, dual_stack=dual_stack)
+    on = ours(play, TCP_LISTEN, socket.AF_INET6)
+    on.call(V6ONLY) >> actions.TellV6Only(not dual_stack)
+
+
+def test_v6only_of_other_host_sockets_is_read_from_them(play: Playbook, view: FakeView) -> None:
+    ours(play, domain=socket.AF_INET6).call(V6ONLY) >> actions.TellV6Only(None)
+    view.listeners[COOKIE] = listener()
+    ours(play, TCP_LISTEN).call(V6ONLY) >> actions.TellV6Only(None)
 
 
 # --- listen, bind -----------------------------------------------------------------------------

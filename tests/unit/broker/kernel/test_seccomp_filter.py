@@ -42,13 +42,15 @@ def test_socket_calls_are_trapped_whatever_their_arguments(program: bytes, name:
 
 
 def test_what_is_trapped_is_what_traps_can_decode(program: bytes) -> None:
-    trapped = {*seccomp_filter.TRAPPED, *seccomp_filter.TRAPPED_WITH_FASTOPEN, "setsockopt"}
-    assert trapped == set(calls._BY_NAME)
+    conditional = {*seccomp_filter.TRAPPED_WITH_FASTOPEN, "setsockopt", "getsockopt"}
+    assert {*seccomp_filter.TRAPPED, *conditional} == set(calls._BY_NAME)
     for number in calls._DECODERS:
         flags = (0, 1, MSG_FASTOPEN, MSG_FASTOPEN)
         bind_to_device = (3, socket.SOL_SOCKET, 25)
+        v6only = (3, socket.IPPROTO_IPV6, socket.IPV6_V6ONLY)
         said = {
-            verdict(program, arch=NATIVE, nr=number, args=args) for args in (flags, bind_to_device)
+            verdict(program, arch=NATIVE, nr=number, args=args)
+            for args in (flags, bind_to_device, v6only)
         }
         assert NOTIFY in said
 
