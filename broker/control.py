@@ -77,6 +77,7 @@ class Control:
         self._release = False
         self._keeper_is_gone = False
         self.counters: Counter[str] = Counter()
+        self._traps_counters: dict[str, int] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         plugins = make_plugins(config)
         if trace_hooks:
@@ -344,6 +345,8 @@ class Control:
                 endpoint = Endpoint(from_packed16(message.host_address), message.host_port)
                 code = errno.errorcode.get(message.errno, str(message.errno))
                 self._paths.failed(endpoint, code)
+            case messages.TrapsCounters():
+                self._traps_counters = message.counters
             case messages.TrapsHello() | messages.Done():
                 return
 
@@ -393,6 +396,7 @@ class Control:
             **self._inbound.counters,
             **self._revocation.counters,
             "policy_epoch": self._registry.epoch,
+            **{f"traps_{name}": count for name, count in self._traps_counters.items()},
         }
         if self._links is not None:
             counters.update({**self._links.counters, **self._peering.counters})

@@ -10,7 +10,6 @@ import contextlib
 import errno
 import logging
 import os
-from collections import Counter
 from typing import TYPE_CHECKING
 
 from slim.broker.errors import SyscallError, TargetGone
@@ -18,6 +17,7 @@ from slim.broker.kernel import seccomp_notify
 from slim.broker.kernel.epoll import EPOLLHUP, EPOLLIN
 
 if TYPE_CHECKING:
+    from collections import Counter
     from collections.abc import Callable
 
     from slim.broker.local.states import ContainerState
@@ -107,12 +107,13 @@ class Supervisor:
         loop: Loop,
         handle: Callable[[PendingCall], None],
         on_end: Callable[[Supervisor], None],
+        counters: Counter[str],
     ) -> None:
         self.state = state
         self.listener = listener
         self.workload = workload
         self.is_closed = False
-        self.counters: Counter[str] = Counter()
+        self.counters = counters
         self.epoll_numbers: set[int] = set()
         """Fd numbers that epoll_create returned in this container; any of them may be a set."""
         self._loop = loop

@@ -14,6 +14,7 @@ import logging
 import os
 import signal
 import socket
+from collections import Counter
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -46,6 +47,7 @@ log = logging.getLogger(__name__)
 REPLAY_WINDOWS = 1024
 ACCEPT_MARGIN_S = 60
 EXPIRE_EVERY_S = 10.0
+TELL_COUNTERS_EVERY_S = 1.0
 IDLE_TOLD = 1024
 """Workloads without a container that fit the greeting beside registry.MAX_CONTAINERS names."""
 _CLAIMED = ("settings", "memory/", "workload/", "container/", "retained/")
@@ -65,6 +67,7 @@ class Traps:
         self._control.list_containers = self._list_containers
         self._trapping = Trapping(self._context)
         self._containers: dict[str, Supervisor] = {}
+        self._told: Counter[str] = Counter()
         self._take_over()
 
     def run(self) -> None:
@@ -74,6 +77,7 @@ class Traps:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         self._control.start()
         self._expire()
+        self._tell_counters()
         self._recover()
         # What is alive now stays alive; a full collection in the middle of a trap takes longer
         # than the trap.
@@ -181,6 +185,7 @@ class Traps:
             self._context.loop,
             self._trapping.handle,
             self._on_container_end,
+            self._context.counters,
         )
         supervisor.view = ContainerView(self._context, workload)
         self._containers[state.container] = supervisor
@@ -195,6 +200,8 @@ class Traps:
 
     def _list_containers(self) -> tuple[list[str], list[int]]:
         """Names of the containers, and cookies of the workloads without one."""
+        # A control that is greeted knows nothing yet.
+        self._told.clear()
         used = {supervisor.workload.cookie for supervisor in self._containers.values()}
         idle = sorted(self._context.workloads.keys() - used)
         return [*self._containers], idle[:IDLE_TOLD]
@@ -317,6 +324,13 @@ class Traps:
             )
         )
         self._control.send(messages.Done(message.token, "" if added else "too many inbound flows"))
+
+    def _tell_counters(self) -> None:
+        """What was counted since the last time, for the operator."""
+        counters = self._context.counters
+        if counters != self._told and self._control.send(messages.TrapsCounters({**counters})):
+            self._told = counters.copy()
+        self._context.loop.call_later(TELL_COUNTERS_EVERY_S, self._tell_counters)
 
     def _expire(self) -> None:
         self._context.keyring.expire()

@@ -18,7 +18,7 @@ import msgspec
 
 from slim.broker.local.states import ContainerState, FailMode, TrapSettings, WorkloadState
 
-PROTOCOL = 3
+PROTOCOL = 4
 """Raised with any change here; processes of different versions refuse each other."""
 
 MAX_DATAGRAM = 64 * 1024
@@ -267,6 +267,12 @@ class PathFailed(Message, frozen=True):
     errno: int
 
 
+class TrapsCounters(Message, frozen=True):
+    """From traps: everything it has counted since it started, by name."""
+
+    counters: dict[str, int]
+
+
 class AddInboundFlow(Message, frozen=True):
     """To traps: records naming `flow` are admitted to that listener from now on."""
 
@@ -357,5 +363,12 @@ ToTraps: TypeAlias = (
     | OpeningKey
 )
 ToControl: TypeAlias = (
-    TrapsHello | ContainerGone | LookUp | ListenerUp | ListenerGone | PathFailed | Done
+    TrapsHello
+    | ContainerGone
+    | LookUp
+    | ListenerUp
+    | ListenerGone
+    | PathFailed
+    | TrapsCounters
+    | Done
 )
