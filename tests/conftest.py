@@ -33,6 +33,8 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
                 _need("root", capabilities.why_no_root())
             case "needs_netns":
                 _need("netns", capabilities.why_no_netns())
+            case "needs_cpython_tests":
+                _need("cpython_tests", capabilities.why_no_cpython_tests())
             case "needs_program":
                 for name in marker.args:
                     _need(name, capabilities.why_no_program(name))

@@ -10,6 +10,11 @@ packages=(
     "${SLIM_BASE_PACKAGES[@]}" "${SLIM_PROGRAM_PACKAGES[@]}"
     nftables tcpdump gdb gcc libc6-dev musl-tools
 )
+# CPython's own tests, for the interpreter that contrib/setup.sh finds; others bring theirs.
+python=$(slim_find_python)
+if ! "$python" -c 'import test.test_socketserver' 2>/dev/null; then
+    packages+=("lib$("$python" -c 'import sys; print("python%d.%d" % sys.version_info[:2])')-testsuite")
+fi
 # Programs without libc are tested, too; a Go that is not Debian's does as well.
 command -v go >/dev/null || packages+=(golang-go)
 slim_install_packages "${packages[@]}"

@@ -9,7 +9,9 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import sys
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 
 # Debian keeps these out of PATH, one directory per version.
@@ -45,6 +47,18 @@ def why_no_netns() -> str:
     )
     if done.returncode:
         return f"no veth, bridge and VXLAN links here: {done.stderr.strip()}"
+    return ""
+
+
+@cache
+def why_no_cpython_tests() -> str:
+    """Whether our interpreter has its own tests, the package `test`; distributions split it off."""
+    try:
+        found = find_spec("test.test_socketserver")
+    except ImportError:
+        found = None
+    if found is None:
+        return f"{sys.executable} has no tests of its own (Debian: libpython3.11-testsuite)"
     return ""
 
 
