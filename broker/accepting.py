@@ -233,6 +233,7 @@ class Acceptor:
             if asked.flags & socket.SOCK_NONBLOCK:
                 os.set_blocking(ready.sock.fileno(), False)
             self._record(call, cookie, ready)
+            self._context.hand.delivery(call, cookie)
             if ready.number is None or not _is_there(call, ready.number, cookie):
                 cloexec = bool(asked.flags & socket.SOCK_CLOEXEC)
                 ready.number = call.add_fd(ready.sock.fileno(), cloexec=cloexec)
@@ -250,6 +251,8 @@ class Acceptor:
                 reset(ready.sock)
                 call.fail(error.errno or errno.EFAULT)
             return
+        finally:
+            self._context.hand.nothing()
         ready.sock.close()
 
     def _put_back(self, state: AcceptState, ready: Ready) -> None:

@@ -117,10 +117,15 @@ class Attempts:
                 # Reset again before the record was out.
                 self._failed(attempt, error.errno or errno.ECONNRESET)
                 return
+        waiting = next((call for call in attempt.waiting if call.is_valid()), None)
+        if waiting is not None:
+            # Connected once, connect() gives EISCONN: a successor must know that nobody was told.
+            self._context.hand.answer(waiting, 0)
         # The kernel's own second connect() moves the socket from connecting to connected, so
         # that the program's next one is EISCONN, as after a connect of its own.
         attempt.sock.connect_ex(sockaddr.for_python(attempt.flow.host, attempt.domain))
         self._end(attempt, 0)
+        self._context.hand.nothing()
 
     def _timed_out(self, attempt: Attempt) -> None:
         """SO_SNDTIMEO: EINPROGRESS for the caller, while the handshake goes on (socket(7))."""

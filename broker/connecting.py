@@ -50,9 +50,12 @@ class Connector:
         self._context = context
         self._attempts = Attempts(context, self._path_failed, self._take_back)
         self._watched: dict[int, int] = {}
+        self._untold: set[int] = set()
+        """Non-blocking connects, by cookie, whose caller left before it was told EINPROGRESS."""
 
     def forget(self, cookie: int) -> None:
         """The socket is gone; a watch on it will never report."""
+        self._untold.discard(cookie)
         token = self._watched.pop(cookie, None)
         if token is not None:
             self._context.loop.forget(token)
@@ -118,7 +121,7 @@ class Connector:
             rule=flow.rule,
         )
         try:
-            swap(call, fd, old, new)
+            swap(call, fd, old, new, context.hand, then=errno.EINPROGRESS if nonblocking else None)
         except OtherCopyAlive:
             context.connections.forget(cookie)
             reset(new)
@@ -172,7 +175,14 @@ class Connector:
                 new.fileno(), on_event, EPOLLOUT | EPOLLONESHOT
             )
         new.close()
-        call.fail(errno.EINPROGRESS)
+        try:
+            call.fail(errno.EINPROGRESS)
+        except TargetGone:
+            # A signal: it calls again, and is to be told this and not EALREADY.
+            self._untold.add(cookie)
+            raise
+        finally:
+            self._context.hand.nothing()
 
     # --- refused while held -------------------------------------------------------------------
 
@@ -264,7 +274,9 @@ class Connector:
             return True
         if facts.state == TCP_SYN_SENT:
             if facts.nonblocking:
-                call.fail(errno.EALREADY)
+                is_untold = facts.cookie in self._untold
+                self._untold.discard(facts.cookie)
+                call.fail(errno.EINPROGRESS if is_untold else errno.EALREADY)
             else:
                 self._wait_again(call, asked.fd, facts.domain, sock, action)
             return True
@@ -333,7 +345,7 @@ class Connector:
                 any_address = "::" if domain == socket.AF_INET6 else "0.0.0.0"
                 host = key.source or Endpoint.parse(f"[{any_address}]:0").address
                 new.bind(sockaddr.for_python(Endpoint(host, bound_port), domain))
-            swap(call, fd, old, new)
+            swap(call, fd, old, new, self._context.hand)
             self._context.connections.forget(old_cookie)
             return read_cookie(new)
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from slim.broker.admission.keyring import KeyRing
     from slim.broker.connections import ConnectionTable
     from slim.broker.flows import Flow, FlowKey, FlowTable
+    from slim.broker.in_hand import InHand
     from slim.broker.listeners import HostPorts, ListenerRecord, ListenerTable
     from slim.broker.local.states import TrapSettings
     from slim.broker.loop import Loop
@@ -59,6 +60,7 @@ class TrapContext:
     keyring: KeyRing
     control: ControlLink
     keeper: KeeperLink
+    hand: InHand
     host_netns: int
     workloads: dict[int, Workload] = field(default_factory=dict)
     counters: Counter[str] = field(default_factory=Counter)

@@ -166,12 +166,17 @@ class Listening:
         call.ensure_valid()
         inode = os.fstat(overlay.fileno()).st_ino
         registrations = find_registrations(call, fd)
-        call.replace(host.fileno(), fd, cloexec=is_close_on_exec(call.tid, fd))
-        if registrations:
-            mover().add(call.tid, fd, registrations)
-        # Listeners are few and long-lived: a scan for duplicates costs little here.
-        for other in find_fds(call.tid, inode):
-            call.replace(host.fileno(), other, cloexec=is_close_on_exec(call.tid, other))
+        hand = self._context.hand
+        hand.swap(call, fd, inode, read_cookie(host), registrations, None)
+        try:
+            call.replace(host.fileno(), fd, cloexec=is_close_on_exec(call.tid, fd))
+            if registrations:
+                mover().add(call.tid, fd, registrations)
+            # Listeners are few and long-lived: a scan for duplicates costs little here.
+            for other in find_fds(call.tid, inode):
+                call.replace(host.fileno(), other, cloexec=is_close_on_exec(call.tid, other))
+        finally:
+            hand.nothing()
 
     def _publish(
         self,

@@ -26,6 +26,7 @@ from slim.broker.kernel.socket_options import (
     copy_file_state,
     find_uncopyable,
     is_nonblocking,
+    read_cookie,
     read_facts,
 )
 from slim.broker.pipeline import Observed
@@ -33,6 +34,7 @@ from slim.broker.workloads import SYNTHETIC_UID_BASE
 
 if TYPE_CHECKING:
     from slim.broker.endpoints import Endpoint
+    from slim.broker.in_hand import InHand
     from slim.broker.supervisor import PendingCall
     from slim.broker.workloads import Workload
 
@@ -120,7 +122,14 @@ def _host_socket(domain: int) -> socket.socket:
     return socket.socket(domain, socket.SOCK_STREAM, socket.IPPROTO_TCP)
 
 
-def swap(call: PendingCall, fd: int, old: socket.socket, new: socket.socket) -> None:
+def swap(
+    call: PendingCall,
+    fd: int,
+    old: socket.socket,
+    new: socket.socket,
+    hand: InHand,
+    then: int | None = None,
+) -> None:
     """Put `new` behind the target's fd in place of `old`; takes (closes) `old`, borrows `new`.
 
     The other copies of the old socket are looked for by a weak reference: it is registered in an
@@ -129,29 +138,39 @@ def swap(call: PendingCall, fd: int, old: socket.socket, new: socket.socket) -> 
     makes the swap be undone: OtherCopyAlive. A copy that nobody has behind an fd (it is on its way
     through a unix socket) stays as it is: without it nothing can be undone. Epoll registrations of
     the old socket are made anew for the new one, if the program has epoll sets at all.
+
+    `then` is the errno that the caller answers with at once, if it does: when this returns it is in
+    `hand` already.
     """
     cloexec = is_close_on_exec(call.tid, fd)
     registrations = find_registrations(call, fd)
     watch = _old_copies()
-    is_watched = False
+    is_watched = is_done = False
     try:
         watch.add(old.fileno(), EPOLLIN, 1)
         is_watched = True
         inode = os.fstat(old.fileno()).st_ino
         old.close()
+        hand.swap(call, fd, inode, read_cookie(new), registrations, then)
         call.replace(new.fileno(), fd, cloexec=cloexec)
         if registrations:
             mover().add(call.tid, fd, registrations)
         if not watch.wait(0):
             is_watched = False
+            is_done = True
             return
         others = find_fds(call.tid, inode)
         for other in others:
             call.replace(new.fileno(), other, cloexec=is_close_on_exec(call.tid, other))
         if not watch.wait(0):
             is_watched = False
+            is_done = True
             return
     finally:
+        if is_done and then is not None:
+            hand.answer(call, then)
+        else:
+            hand.nothing()
         if is_watched:
             # The old socket is in it still, and no fd is left to take it out by.
             _old_copies.cache_clear()

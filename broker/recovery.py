@@ -1,21 +1,32 @@
 """What a predecessor of traps took with it when it died: held calls, and which fds are epoll sets.
 
-Nobody will see the notifications of held calls again, and the threads would wait for ever: each is
-made to issue its call anew. The call is judged by the socket behind its fd, as any other (design,
-what survives what).
+What it was in the middle of is finished (in_hand.py), for a thread that still waits for that very
+answer. The notifications of all others nobody will see again, and the threads would wait for ever:
+each is made to issue its call anew, which is judged by the socket behind its fd, as any other
+(design, what survives what).
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 from typing import TYPE_CHECKING
 
-from slim.broker.errors import SyscallError
+from slim.broker import in_hand
+from slim.broker.errors import SyscallError, TargetGone
+from slim.broker.kernel.epoll_registrations import Registration
+from slim.broker.kernel.pidfd import is_close_on_exec
 from slim.broker.kernel.ptrace import restart_call
+from slim.broker.kernel.seccomp_notify import Notification
+from slim.broker.kernel.socket_options import read_cookie
+from slim.broker.perform import capture, find_fds, mover
+from slim.broker.supervisor import PendingCall
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
+
+    from slim.broker.supervisor import Supervisor
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +50,54 @@ def restart_held_calls(namespaces: Collection[int]) -> int:
     return count
 
 
+def finish(work: in_hand.Work, container: Supervisor) -> None:
+    """Do the rest of what the predecessor was doing for a thread of this container."""
+    call = PendingCall(
+        container,
+        container.workload,
+        Notification(work.call.notification, work.call.tid, 0, 0, (0, 0, 0, 0, 0, 0)),
+    )
+    try:
+        match work:
+            case in_hand.Swap():
+                _finish_swap(work, call)
+            case in_hand.Delivery():
+                _finish_delivery(work, call)
+            case in_hand.Answer():
+                call.fail(work.errno)
+    except TargetGone:
+        log.debug("thread %d: was answered, or has left its call", call.tid)
+    except OSError as error:
+        log.warning("thread %d: its call is not finished: %s", call.tid, error)
+
+
+def _finish_swap(work: in_hand.Swap, call: PendingCall) -> None:
+    """The new file may be behind the fd: then behind its duplicates too, and in the epoll sets.
+
+    A copy of the old one in another process is not looked for.
+    """
+    with capture(call.tid, work.fd) as new:
+        if read_cookie(new) != work.new_cookie:
+            # It came to nothing: the call is simply issued again.
+            return
+        # Without the call, too: a thread that left it may wait for events now.
+        mover().add(call.tid, work.fd, [Registration(*each) for each in work.registrations])
+        for other in find_fds(call.tid, work.old_inode):
+            call.replace(new.fileno(), other, cloexec=is_close_on_exec(call.tid, other))
+    if work.then is not None:
+        call.fail(work.then)
+
+
+def _finish_delivery(work: in_hand.Delivery, call: PendingCall) -> None:
+    """The connection may be in the program already, under a number that it was not told."""
+    call.ensure_valid()
+    for number in sorted(_fds(call.tid), reverse=True):
+        with contextlib.suppress(OSError), capture(call.tid, number) as sock:
+            if read_cookie(sock) == work.cookie:
+                call.finish(number)
+                return
+
+
 def find_epoll_numbers(namespaces: Collection[int]) -> dict[int, set[int]]:
     """Fd numbers behind which processes have epoll sets, by network namespace (inode).
 
@@ -52,18 +111,20 @@ def find_epoll_numbers(namespaces: Collection[int]) -> dict[int, set[int]]:
 
 
 def _epoll_numbers_of(pid: int) -> Iterator[int]:
-    directory = f"/proc/{pid}/fd"
-    try:
-        names = os.listdir(directory)
-    except OSError:
-        return
-    for name in names:
+    for number in _fds(pid):
         try:
-            if os.readlink(f"{directory}/{name}") == "anon_inode:[eventpoll]":
-                yield int(name)
+            if os.readlink(f"/proc/{pid}/fd/{number}") == "anon_inode:[eventpoll]":
+                yield number
         except OSError:
             # Closed meanwhile.
             continue
+
+
+def _fds(tid: int) -> list[int]:
+    try:
+        return [int(name) for name in os.listdir(f"/proc/{tid}/fd")]
+    except OSError:
+        return []
 
 
 def _processes(namespaces: Collection[int]) -> Iterator[tuple[int, int]]:

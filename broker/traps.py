@@ -27,12 +27,13 @@ from slim.broker.connections import SLOT_BYTES, SLOTS, ConnectionTable
 from slim.broker.context import TrapContext
 from slim.broker.endpoints import PortRange, from_packed16
 from slim.broker.flows import FlowTable
+from slim.broker.in_hand import InHand
 from slim.broker.kernel.namespaces import own_netns_cookie
 from slim.broker.listeners import HostPorts, ListenerTable
 from slim.broker.local import messages, states
 from slim.broker.loop import Loop
 from slim.broker.perform import forget_dead_threads
-from slim.broker.recovery import find_epoll_numbers, restart_held_calls
+from slim.broker.recovery import find_epoll_numbers, finish, restart_held_calls
 from slim.broker.slots import SlotStore
 from slim.broker.supervisor import Supervisor
 from slim.broker.trapping import ContainerView, Trapping
@@ -88,8 +89,11 @@ class Traps:
 
     def _recover(self) -> None:
         """Learn what only the predecessor knew of the programs that run."""
+        work = self._context.hand.take()
         if not self._containers:
             return
+        if work is not None and work.call.container in self._containers:
+            finish(work, self._containers[work.call.container])
         namespaces = {
             workload.cookie: os.fstat(workload.namespace_fd()).st_ino
             for workload in self._context.workloads.values()
@@ -122,6 +126,7 @@ class Traps:
             keyring=ring,
             control=self._control,
             keeper=self._keeper,
+            hand=self._in_hand(),
             host_netns=own_netns_cookie(),
         )
 
@@ -132,6 +137,14 @@ class Traps:
         store = SlotStore.create(f"slim-{name}", slot_bytes=slot_bytes, slots=slots)
         self._keeper.store(f"memory/{name}", b"", (store.fileno(),))
         return store
+
+    def _in_hand(self) -> InHand:
+        held = self._held.pop("memory/in-hand", None)
+        if held is not None:
+            return InHand(held[1][0])
+        hand = InHand.create()
+        self._keeper.store("memory/in-hand", b"", (hand.fileno(),))
+        return hand
 
     def _replay_windows(self, lifetime_s: float) -> ReplayWindows:
         held = self._held.pop("memory/replay", None)
