@@ -16,7 +16,7 @@ import socket
 from typing import TYPE_CHECKING
 
 from slim.broker.actions import ConnectHost
-from slim.broker.admission.preamble import RECORD_BYTES, Kind, Record
+from slim.broker.admission.preamble import Kind, Record
 from slim.broker.attempts import Attempt, Attempts, answer
 from slim.broker.endpoints import Endpoint
 from slim.broker.errors import TargetGone
@@ -31,6 +31,7 @@ from slim.broker.kernel.socket_options import (
     reset,
     tcp_state,
 )
+from slim.broker.opening import send_syn
 from slim.broker.perform import OtherCopyAlive, capture, make_alike, swap
 
 if TYPE_CHECKING:
@@ -41,8 +42,6 @@ if TYPE_CHECKING:
     from slim.broker.supervisor import PendingCall
 
 log = logging.getLogger(__name__)
-
-_SYN_FLAGS = socket.MSG_FASTOPEN | socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
 
 
 class Connector:
@@ -103,7 +102,7 @@ class Connector:
         try:
             new.setsockopt(socket.IPPROTO_TCP, TCP_FASTOPEN_NO_COOKIE, 1)
             sealed = sealer.seal(record, flow.host)
-            unsent = _send_syn(new, sealed, sockaddr.for_python(flow.host, domain), nonblocking)
+            unsent = send_syn(new, sealed, sockaddr.for_python(flow.host, domain), nonblocking)
             local_port = action.bound_port or new.getsockname()[1]
         except OSError as error:
             new.close()
@@ -379,29 +378,3 @@ class Connector:
         self._context.flows.drop(key)
         self._context.counters["host_path_failures"] += 1
         self._context.control.path_failed(flow.peer, flow.host, code)
-
-
-def _send_syn(
-    sock: socket.socket, record: bytes, address: tuple[str, int], nonblocking: bool
-) -> bytes:
-    """Start the handshake with the record in the SYN; gives what is still to be sent.
-
-    OSError EOPNOTSUPP if net.ipv4.tcp_fastopen lacks bit 1 (client) and the program will not
-    wait: then nobody could send the record before the program's own bytes.
-    """
-    try:
-        if sock.sendto(record, _SYN_FLAGS, address) != RECORD_BYTES:
-            raise OSError(errno.EMSGSIZE, "the record does not fit the SYN")
-        return b""
-    except OSError as error:
-        if error.errno != errno.EOPNOTSUPP or nonblocking:
-            raise
-    # The flag is set for the moment of this call only: the file is not the program's yet.
-    os.set_blocking(sock.fileno(), False)
-    try:
-        code = sock.connect_ex(address)
-    finally:
-        os.set_blocking(sock.fileno(), True)
-    if code not in (0, errno.EINPROGRESS):
-        raise OSError(code, os.strerror(code))
-    return record

@@ -389,15 +389,12 @@ class Control:
                 self.stop()
 
     def _all_counters(self) -> dict[str, int]:
-        counters = {
-            **self.counters,
-            **self._containers.counters,
-            **self._resolver.counters,
-            **self._inbound.counters,
-            **self._revocation.counters,
-            "policy_epoch": self._registry.epoch,
-            **{f"traps_{name}": count for name, count in self._traps_counters.items()},
-        }
+        counted = [self.counters, self._containers.counters, self._resolver.counters]
+        counted += [self._inbound.counters, self._revocation.counters]
         if self._links is not None:
-            counters.update({**self._links.counters, **self._peering.counters})
-        return counters
+            counted += [self._links.counters, self._peering.counters]
+        return {
+            **{name: count for counters in counted for name, count in counters.items()},
+            **{f"traps_{name}": count for name, count in self._traps_counters.items()},
+            "policy_epoch": self._registry.epoch,
+        }
