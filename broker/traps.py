@@ -22,6 +22,7 @@ import msgspec
 from slim.broker import log as logs
 from slim.broker.admission import keyring
 from slim.broker.admission.keyring import InboundFlow, KeyRing, boottime
+from slim.broker.admission.nonces import Nonces
 from slim.broker.admission.replay import ReplayWindows
 from slim.broker.connections import SLOT_BYTES, SLOTS, ConnectionTable
 from slim.broker.context import TrapContext
@@ -114,7 +115,7 @@ class Traps:
         admission = self._memory("admission", keyring.SLOT_BYTES, keyring.SLOTS)
         backend = importlib.import_module(settings.encryption)
         self._windows = self._replay_windows(lifetime + ACCEPT_MARGIN_S)
-        ring = KeyRing(admission, self._windows, backend.seal, backend.open)
+        ring = KeyRing(admission, self._windows, self._nonces(), backend.seal, backend.open)
         ring.set_own_addresses(settings.host_addresses)
         return TrapContext(
             loop=Loop(),
@@ -137,6 +138,14 @@ class Traps:
         store = SlotStore.create(f"slim-{name}", slot_bytes=slot_bytes, slots=slots)
         self._keeper.store(f"memory/{name}", b"", (store.fileno(),))
         return store
+
+    def _nonces(self) -> Nonces:
+        held = self._held.pop("memory/nonces", None)
+        if held is not None:
+            return Nonces(held[1][0])
+        nonces = Nonces.create()
+        self._keeper.store("memory/nonces", b"", (nonces.fileno(),))
+        return nonces
 
     def _in_hand(self) -> InHand:
         held = self._held.pop("memory/in-hand", None)

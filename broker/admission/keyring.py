@@ -30,6 +30,7 @@ from slim.broker.slots import SlotStore, key_of
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from slim.broker.admission.nonces import Nonces
     from slim.broker.admission.replay import ReplayWindows
     from slim.broker.listeners import ListenerRecord
 
@@ -82,13 +83,19 @@ def boottime() -> float:
 
 
 class KeyRing:
-    """All admission state of a host; borrows the store and the windows."""
+    """All admission state of a host; borrows the store, the windows and the nonces."""
 
     def __init__(
-        self, store: SlotStore, windows: ReplayWindows, seal: Seal, open_sealed: Open
+        self,
+        store: SlotStore,
+        windows: ReplayWindows,
+        nonces: Nonces,
+        seal: Seal,
+        open_sealed: Open,
     ) -> None:
         self._store = store
         self._windows = windows
+        self._nonces = nonces
         self._seal = seal
         self._open = open_sealed
         self._opening: dict[int, OpeningKeyRecord] = {}
@@ -105,7 +112,7 @@ class KeyRing:
         record = SealingKeyRecord(key_id, peer, key, boottime() + accept_s)
         self._write(KIND_SEALING_KEY, key_id, record)
         old = self._sealing.get(peer)
-        self._sealing[peer] = (record, Sealer(key_id, key, self._seal))
+        self._sealing[peer] = (record, Sealer(key_id, key, self._seal, self._nonces))
         if old is not None and old[0].key_id != key_id:
             self._store.delete(key_of(KIND_SEALING_KEY, old[0].key_id))
 
@@ -226,7 +233,7 @@ class KeyRing:
             sealing = decode(payload, type=SealingKeyRecord)
             newest = self._sealing.get(sealing.peer)
             if newest is None or newest[0].expires < sealing.expires:
-                sealer = Sealer(sealing.key_id, sealing.key, self._seal)
+                sealer = Sealer(sealing.key_id, sealing.key, self._seal, self._nonces)
                 self._sealing[sealing.peer] = (sealing, sealer)
             return sealing.expires <= now
         if kind == KIND_INBOUND_FLOW:
@@ -245,7 +252,7 @@ class KeyRing:
             )
         self._wake_record = record
         self._opening[record.key_id] = record
-        self._wake = Sealer(record.key_id, record.key, self._seal)
+        self._wake = Sealer(record.key_id, record.key, self._seal, self._nonces)
 
     def set_own_addresses(self, addresses: list[bytes]) -> None:
         """Wakes come from the host's own addresses."""

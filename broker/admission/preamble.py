@@ -5,7 +5,7 @@
          4      1  version
          5      3  zero
          8      4  key id, big-endian
-        12     12  nonce: 8 bytes of the sealing process, 4 of counter, big-endian
+        12     12  nonce (nonces.py): 8 bytes of prefix, 4 of counter, big-endian
         24     40  sealed: flow (4), kind (1), zero (1), source port (2), source address (16), zero
         64     16  tag
 
@@ -15,17 +15,19 @@ and port as associated data: a record is worth nothing at any other listener.
 
 from __future__ import annotations
 
-import secrets
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import TYPE_CHECKING
 
 from slim.broker.endpoints import Endpoint, from_packed16, packed16
 
+if TYPE_CHECKING:
+    from slim.broker.admission.nonces import Nonces
+
 RECORD_BYTES = 80
 KEY_BYTES = 32
-NONCE_PREFIX_BYTES = 8
 MAGIC = b"SLIM"
 VERSION = 1
 
@@ -66,24 +68,18 @@ class Header:
 
 
 class Sealer:
-    """Seals records with one key. The nonce's prefix is this process's own, its counter counts."""
+    """Seals records with one key; borrows the nonces, which all keys and peers share."""
 
-    prefix = secrets.token_bytes(NONCE_PREFIX_BYTES)
-    _counter = 0
-
-    def __init__(self, key_id: int, key: bytes, seal: Seal) -> None:
+    def __init__(self, key_id: int, key: bytes, seal: Seal, nonces: Nonces) -> None:
         self.key_id = key_id
         self._key = key
         self._seal = seal
+        self._nonces = nonces
 
     def seal(self, record: Record, destination: Endpoint) -> bytes:
         """80 bytes for the host listener at `destination`."""
-        # One counter for all keys and peers of the process: a nonce is never used twice.
-        Sealer._counter += 1
-        if Sealer._counter >= 1 << 32:
-            Sealer.prefix = secrets.token_bytes(NONCE_PREFIX_BYTES)
-            Sealer._counter = 1
-        header = _HEADER.pack(MAGIC, VERSION, self.key_id, Sealer.prefix, Sealer._counter)
+        counter = self._nonces.take()
+        header = _HEADER.pack(MAGIC, VERSION, self.key_id, self._nonces.prefix, counter)
         body = _BODY.pack(
             record.flow, record.kind, record.source.port, packed16(record.source.address)
         )

@@ -1,7 +1,7 @@
 """Replay windows: which nonces were seen, in shared memory that outlives the process.
 
-One window of 65,536 counters per nonce prefix, at most 16 live prefixes per peer (a prefix is a
-sealing process; a restarted peer brings a new one). A prefix is forgotten only when every key it
+One window of 65,536 counters per nonce prefix, at most 16 live prefixes per peer (a prefix is one
+life of the peer's keeper, or 2^32 records). A prefix is forgotten only when every key it
 can have used has expired, so a full table refuses new prefixes: it fails closed.
 """
 

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from slim.broker.admission.nonces import Nonces
 from slim.broker.admission.preamble import Kind, Record, Sealer
 from slim.broker.endpoints import Endpoint, packed16, parse_address
 from slim.broker.kernel.namespaces import netns_cookie
@@ -41,6 +42,7 @@ SOURCE = Endpoint.parse("10.1.0.2:40000")
 PEER = "b"
 KEY = bytes(range(32))
 KEY_ID = 0x51
+PEER_NONCES = Nonces.create()
 
 _decoder: msgspec.msgpack.Decoder[messages.ToControl] = msgspec.msgpack.Decoder(messages.ToControl)
 
@@ -329,7 +331,7 @@ class TrapStage:
 
     def record(self, at: Endpoint, flow: int) -> bytes:
         """A genuine record of the peer's."""
-        sealer = Sealer(KEY_ID, KEY, aesgcm_cipher.seal)
+        sealer = Sealer(KEY_ID, KEY, aesgcm_cipher.seal, PEER_NONCES)
         return sealer.seal(Record(flow, Kind.DATA, SOURCE), at)
 
     def connect(self, to: Endpoint, source: object = PEER_ADDRESS) -> socket.socket:

@@ -291,3 +291,22 @@ def _keep_talking(tally: Tally, address: str, port: int) -> None:
                 _echo(sock)
             _check(tally, sock, line, f"{address}:{port}")
             tally.done["lasting"] += 1
+
+
+def exchange_by_line(address: str, port: int, own: str) -> None:
+    """One exchange for each line of input, which names its kind; reports what became of it."""
+    signal.alarm(LIMIT_S)
+    while True:
+        try:
+            kind = input()
+        except EOFError:
+            return
+        tally = Tally()
+        with contextlib.suppress(Failed):
+            if kind == "blocking":
+                _exchange(tally, address, port)
+            elif kind == "polled":
+                _exchange_polled(tally, address, port)
+            else:
+                _listen_again(tally, own, port + 2)
+        report(tally.as_result())

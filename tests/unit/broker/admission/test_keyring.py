@@ -10,6 +10,7 @@ import pytest
 
 from slim.broker.admission import keyring
 from slim.broker.admission.keyring import InboundFlow, KeyRing
+from slim.broker.admission.nonces import Nonces
 from slim.broker.admission.preamble import Kind, Record, RecordRefused, Sealer
 from slim.broker.admission.replay import ReplayWindows
 from slim.broker.endpoints import Endpoint, packed16, parse_address
@@ -53,6 +54,9 @@ class Clock:
     now = 1000.0
 
 
+PEER_NONCES = Nonces.create()
+
+
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
@@ -66,18 +70,20 @@ class Memory:
     def __init__(self) -> None:
         self.store = SlotStore.create("slim-test", slot_bytes=512, slots=64)
         self.windows = ReplayWindows.create(windows=8, lifetime_s=360)
+        self.nonces = Nonces.create()
 
     def ring(self) -> KeyRing:
         """The key ring of the process, or of its successor."""
         store = SlotStore(os.dup(self.store.fileno()), writable=True)
         windows = ReplayWindows(os.dup(self.windows.fileno()), lifetime_s=360)
-        self.opened = [*getattr(self, "opened", []), store, windows]
-        ring = KeyRing(store, windows, aesgcm_cipher.seal, aesgcm_cipher.open)
+        nonces = Nonces(os.dup(self.nonces.fileno()))
+        self.opened = [*getattr(self, "opened", []), store, windows, nonces]
+        ring = KeyRing(store, windows, nonces, aesgcm_cipher.seal, aesgcm_cipher.open)
         ring.set_own_addresses([packed16(OWN_ADDRESS)])
         return ring
 
     def close(self) -> None:
-        for each in (self.store, self.windows, *getattr(self, "opened", [])):
+        for each in (self.store, self.windows, self.nonces, *getattr(self, "opened", [])):
             each.close()
 
 
@@ -99,7 +105,7 @@ def ring(memory: Memory) -> KeyRing:
 def sealed(
     *, flow: int = 9, kind: Kind = Kind.DATA, source: Endpoint = SOURCE, key_id: int = 21
 ) -> bytes:
-    sealer = Sealer(key_id, KEY, aesgcm_cipher.seal)
+    sealer = Sealer(key_id, KEY, aesgcm_cipher.seal, PEER_NONCES)
     return sealer.seal(Record(flow, kind, source), LISTENER.host)
 
 
