@@ -65,10 +65,12 @@ def test_killing_slimd_at_random_instants_fails_no_call(
         wait_until_whole(hosts, host)
     before = outcome(load, "how")["done"]
     kinds = {"blocking", "polled", "listened", "lasting"}
-    eventually(
-        lambda: all(outcome(load, "how")["done"][kind] > before[kind] for kind in kinds),
-        "every kind of exchange goes on",
-    )
+
+    def goes_on() -> bool:
+        done = outcome(load, "how")["done"]
+        return all(done[kind] > before[kind] for kind in kinds)
+
+    eventually(goes_on, f"every kind of exchange goes on from {outcome(load, 'how')}", 10)
     seen, served = outcome(load, "stop"), outcome(serving, "stop")
     print(f"killed: {dict(killed)}; {seen['done']}; failed: {seen['failed']}")
     assert (seen["wrong"], seen["stuck"]) == ([], [])
