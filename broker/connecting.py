@@ -33,9 +33,9 @@ from slim.broker.kernel.socket_options import (
 )
 from slim.broker.opening import send_syn
 from slim.broker.perform import OtherCopyAlive, capture, make_alike, swap
+from slim.broker.rejoining import Rejoiner
 
 if TYPE_CHECKING:
-    from slim.broker.actions import ConnectAgain
     from slim.broker.calls import Connect
     from slim.broker.context import TrapContext
     from slim.broker.pipeline import Observed
@@ -48,13 +48,12 @@ class Connector:
     def __init__(self, context: TrapContext) -> None:
         self._context = context
         self._attempts = Attempts(context, self._path_failed, self._take_back)
+        self.rejoiner = Rejoiner(context, self._attempts, self._try_again)
         self._watched: dict[int, int] = {}
-        self._untold: set[int] = set()
-        """Non-blocking connects, by cookie, whose caller left before it was told EINPROGRESS."""
 
     def forget(self, cookie: int) -> None:
         """The socket is gone; a watch on it will never report."""
-        self._untold.discard(cookie)
+        self.rejoiner.untold.discard(cookie)
         token = self._watched.pop(cookie, None)
         if token is not None:
             self._context.loop.forget(token)
@@ -178,7 +177,7 @@ class Connector:
             call.fail(errno.EINPROGRESS)
         except TargetGone:
             # A signal: it calls again, and is to be told this and not EALREADY.
-            self._untold.add(cookie)
+            self.rejoiner.untold.add(cookie)
             raise
         finally:
             self._context.hand.nothing()
@@ -251,81 +250,6 @@ class Connector:
             rule=attempt.flow.rule,
         )
         call.proceed()
-
-    # --- connect() on a host socket -----------------------------------------------------------
-
-    def connect_again(
-        self,
-        call: PendingCall,
-        asked: Connect,
-        observed: Observed,
-        sock: socket.socket,
-        action: ConnectAgain,
-    ) -> bool:
-        """Answer from the socket's state; False: it failed before, treat it as a new connect.
-
-        Borrows `sock`, the captured host socket.
-        """
-        facts = observed.facts
-        attempt = self._attempts.find(facts.cookie)
-        if attempt is not None:
-            self._attempts.join(attempt, call, nonblocking=facts.nonblocking)
-            return True
-        if facts.state == TCP_SYN_SENT:
-            if facts.nonblocking:
-                is_untold = facts.cookie in self._untold
-                self._untold.discard(facts.cookie)
-                call.fail(errno.EINPROGRESS if is_untold else errno.EALREADY)
-            else:
-                self._wait_again(call, asked.fd, facts.domain, sock, action)
-            return True
-        host = action.record.host_endpoint()
-        if facts.state == TCP_CLOSE or host is None:
-            code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-            if code:
-                call.fail(code)
-            return bool(code)
-        # Established: returns at once, 0 the first time and EISCONN from then on.
-        call.fail(sock.connect_ex(sockaddr.for_python(host, facts.domain)))
-        return True
-
-    def _wait_again(
-        self, call: PendingCall, fd: int, domain: int, sock: socket.socket, action: ConnectAgain
-    ) -> None:
-        """A blocking connect() while the handshake of an earlier one goes on.
-
-        That was a non-blocking one, or a predecessor of this process held it. What control said
-        of the flow is forgotten by now; it is asked again if the handshake fails.
-        """
-        record = action.record
-        host = record.host_endpoint()
-        assert host is not None
-        local = record.local_endpoint()
-        flow = FastFlow(
-            source=local.address,
-            host=host,
-            flow=0,
-            peer=record.peer_host,
-            fallback_lawful=not call.workload.state.isolated_egress,
-            rule=record.rule,
-            expires_s=0.0,
-        )
-        key = FlowKey(record.workload, None, record.peer_endpoint())
-        copy = socket.socket(domain, socket.SOCK_STREAM, fileno=os.dup(sock.fileno()))
-        self._attempts.hold(
-            Attempt(
-                copy,
-                record.cookie,
-                fd,
-                domain,
-                key,
-                flow,
-                0,
-                [call],
-                is_second=False,
-                epoch=self._context.epoch,
-            )
-        )
 
     def restore_overlay(
         self,

@@ -163,7 +163,8 @@ class Trapping:
             case actions.Refuse(), _:
                 self._refuse(call, sock, action)
             case actions.ConnectAgain(), calls.Connect():
-                if not self.connector.connect_again(call, asked, observed, sock, action):
+                rejoiner = self.connector.rejoiner
+                if not rejoiner.connect_again(call, asked, observed.facts, sock, action.record):
                     self._reconnect(call, asked, observed, sock)
             case actions.Disconnect(), calls.Connect():
                 if action.then_proceed:

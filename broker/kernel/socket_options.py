@@ -39,6 +39,8 @@ TCP_INQ = 36
 TCP_REPAIR = 19
 TCP_THIN_LINEAR_TIMEOUTS = 16
 TCP_ULP = 31
+_TCP_INFO_BYTES = 208
+"""Up to and with tcpi_bytes_sent."""
 F_GETSIG = 11
 F_SETSIG = 10
 TCP_CLOSE = 7
@@ -291,6 +293,17 @@ def timeout_s(sock: socket.socket, option: int) -> float | None:
     """SO_RCVTIMEO or SO_SNDTIMEO in seconds; None when not set."""
     seconds, microseconds = _TIMEVAL.unpack(sock.getsockopt(_SOL, option, _TIMEVAL.size))
     return seconds + microseconds / 1e6 if seconds or microseconds else None
+
+
+def has_written(sock: socket.socket) -> bool:
+    """Whether any byte was ever written to a TCP socket, be it in its SYN or not sent yet.
+
+    tcpi_notsent_bytes and tcpi_bytes_sent of struct tcp_info (linux/tcp.h), Linux 4.19.
+    """
+    raw = sock.getsockopt(_TCP, socket.TCP_INFO, _TCP_INFO_BYTES)
+    (not_sent,) = struct.unpack_from("=I", raw, 144)
+    (sent,) = struct.unpack_from("=Q", raw, 200)
+    return bool(not_sent or sent)
 
 
 def reset(sock: socket.socket) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 
 from support import targets
 from support.crashes import is_running, wait_until_whole
+from support.firewall import filtering
 from support.keeping import KeeperClient
 from support.polling import eventually
 from support.probes import enduring
@@ -28,6 +30,8 @@ ARMED = "/run/slim/crash-at"
 HERE = ("before", "after")
 CLIENT_POINTS = [
     *[("blocking", point, when, 1) for point in ("replace_fd", "reply") for when in HERE],
+    *[("blocking", "established", when, 1) for when in HERE],
+    ("bound", "replace_fd", "after", 1),
     # The names that it asks for afterwards.
     *[("blocking", "reply", when, count) for count in (2, 3) for when in HERE],
     # epoll_create and the first connect; registered before the first connect is every second.
@@ -41,6 +45,11 @@ SERVER_POINTS = [
     *[("blocking", "reply", when, count) for count in (1, 2) for when in HERE],
     *[("polled", "add_fd", "after", count) for count in (1, 2, 4)],
     *[("polled", "reply", when, 1) for when in HERE],
+]
+LATE_RECORD_POINTS = [
+    *[("blocking", point, when, 1) for point in ("replace_fd", "established") for when in HERE],
+    ("bound", "replace_fd", "after", 1),
+    ("bound", "established", "before", 1),
 ]
 IN_HAND_POINTS = [("blocking", "accepted", "before", 1), ("blocking", "add_fd", "before", 1)]
 
@@ -127,6 +136,46 @@ def test_caller_gets_its_result(
     crashers: dict[str, Crasher], running: Running, case: tuple[str, str, str, int]
 ) -> None:
     seen = crash_during(crashers["a"], running, case)
+    assert (seen["failed"], seen["wrong"]) == ({}, [])
+    assert seen["done"]
+
+
+@pytest.fixture
+def without_fast_open(hosts: TwoHosts) -> Iterator[None]:
+    """On host a the record follows the handshake."""
+    setting = "net.ipv4.tcp_fastopen"
+    before = hosts.on_host("a", "sysctl", "-n", setting).strip()
+    hosts.on_host("a", "sysctl", "-qw", f"{setting}=0")
+    yield
+    hosts.on_host("a", "sysctl", "-qw", f"{setting}={before}")
+
+
+@pytest.mark.usefixtures("without_fast_open")
+@pytest.mark.parametrize("case", LATE_RECORD_POINTS, ids=str)
+def test_caller_gets_its_result_without_fast_open(
+    crashers: dict[str, Crasher], running: Running, case: tuple[str, str, str, int]
+) -> None:
+    seen = crash_during(crashers["a"], running, case)
+    assert (seen["failed"], seen["wrong"]) == ({}, [])
+    assert seen["done"]
+
+
+@pytest.mark.needs_program("nft")
+def test_bound_port_is_kept_when_the_successor_goes_back_to_the_overlay(
+    hosts: TwoHosts, crashers: dict[str, Crasher], running: Running
+) -> None:
+    host_ports = 'iifname "eth0" tcp dport 20000-29999'
+    netns = hosts.host("b").netns
+    with contextlib.ExitStack() as dropping:
+        dropping.enter_context(filtering(netns, f"{host_ports} drop"))
+        crasher = crashers["a"]
+        pid = crasher.arm("replace_fd", "after", 1)
+        running.tell("bound")
+        crasher.wait_for_crash(pid)
+        with filtering(netns, f"{host_ports} reject with tcp reset"):
+            # The SYN that is sent again is refused.
+            dropping.close()
+            seen = running.result()
     assert (seen["failed"], seen["wrong"]) == ({}, [])
     assert seen["done"]
 

@@ -169,11 +169,17 @@ def _repeat(tally: Tally, exchange: Callable[[], None]) -> None:
             exchange()
 
 
-def _exchange(tally: Tally, address: str, port: int) -> None:
-    """By a blocking connect."""
+def _exchange(tally: Tally, address: str, port: int, bound: tuple[str, int] | None = None) -> None:
+    """By a blocking connect; from that address and port, if one is given."""
     with stream(address) as sock:
+        if bound is not None:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            with tally.step("bind"):
+                sock.bind(bound)
         with tally.step("connect"):
             sock.connect((address, port))
+        if bound is not None and sock.getsockname() != bound:
+            tally.wrong.append(["bound", sock.getsockname()])
         _talk(tally, sock, f"{address}:{port}", "blocking")
 
 
@@ -305,6 +311,8 @@ def exchange_by_line(address: str, port: int, own: str) -> None:
         with contextlib.suppress(Failed):
             if kind == "blocking":
                 _exchange(tally, address, port)
+            elif kind == "bound":
+                _exchange(tally, address, port, bound=(own, port + 3))
             elif kind == "polled":
                 _exchange_polled(tally, address, port)
             else:

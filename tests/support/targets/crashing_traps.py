@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from slim.broker import accepting, traps
+from slim.broker import accepting, attempts, traps
 from slim.broker.kernel import epoll_registrations, seccomp_notify
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ POINTS: dict[str, tuple[Any, str]] = {
     "replace_fd": (seccomp_notify, "replace_fd"),
     "add_fd": (seccomp_notify, "add_fd"),
     "move": (epoll_registrations.RegistrationMover, "add"),
+    "established": (attempts.Attempts, "_established"),
     # Between accept(2) and everything else.
     "accepted": (accepting.Acceptor, "_examine"),
 }
