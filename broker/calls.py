@@ -145,6 +145,11 @@ def decode(notification: Notification) -> SocketCall | None:
     return decoder(notification.tid, notification.args) if decoder else None
 
 
+def fd_of(notification: Notification) -> int:
+    """The fd that a trapped call is made on; of epoll_create, its size or flags."""
+    return _int(notification.args[0])
+
+
 def _int(value: int) -> int:
     """A C int argument: the kernel looks at the low 32 bits only."""
     value &= 0xFFFFFFFF

@@ -76,8 +76,10 @@ class Trapping:
             asked = calls.decode(call.notification)
         except OSError as error:
             self._context.counters["unreadable"] += 1
-            if error.errno == errno.EPERM:
-                # No ptrace rights over this process: it runs unaccelerated.
+            fd = calls.fd_of(call.notification)
+            if error.errno == errno.EPERM or not _is_socket(call.tid, fd):
+                # No ptrace rights over this process: it runs unaccelerated. And the kernel looks
+                # at the fd before the address.
                 call.proceed()
             else:
                 call.fail(errno.EFAULT)
@@ -317,3 +319,12 @@ class Trapping:
             call.fail(self._context.settings.deny_errno)
         else:
             call.proceed()
+
+
+def _is_socket(tid: int, fd: int) -> bool:
+    """False for no file and for other files; what cannot be looked at may be one."""
+    try:
+        capture(tid, fd).close()
+    except OSError as error:
+        return error.errno not in (errno.EBADF, errno.ENOTSOCK)
+    return True

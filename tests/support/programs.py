@@ -62,6 +62,14 @@ def build_static(directory: Path) -> Path:
     return target
 
 
+def build(directory: Path, name: str) -> Path:
+    """A C program of support/targets, linked dynamically, with threads."""
+    target = directory / name
+    flags = ("-O1", "-Wall", "-Wextra", "-Werror", "-pthread")
+    _build(["cc", *flags, "-o", str(target), str(TARGETS / f"{name}.c")], {})
+    return target
+
+
 def build_go(directory: Path) -> Path:
     """greet.go, which then makes its system calls itself."""
     target = directory / "greet-go"

@@ -287,6 +287,13 @@ class TwoHosts:
         self._running.append(running)
         return running
 
+    def probe_on_host(
+        self, host: str, function: Callable[..., object], *arguments: object
+    ) -> Running:
+        """Start a probe in the host's own network namespace and mounts."""
+        argv = [*self.machines[host].prefix, *_probe_argv(function, arguments)]
+        return self.start(argv, f"host-{host}")
+
     def start_slimd(self, host: str) -> Process:
         """slimd once more, after it ended; waits until it answers."""
         argv = [*self.machines[host].prefix, str(BIN / "slimd")]
