@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from slim.broker.admin import client, messages
+from slim.broker.cli.filtering import FilterCommand, compile_connections
 from slim.broker.cli.tables import Column, age, print_json, print_table
 
 if TYPE_CHECKING:
@@ -50,7 +51,8 @@ COLUMNS: list[Column[messages.Connection]] = [
 ]
 
 
-@click.command()
+@click.command(cls=FilterCommand)
+@click.argument("terms", nargs=-1, metavar="[FILTER]...")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON (docs/slimctl.md).")
 @click.option(
     "--workload", "workloads", multiple=True, help="Only of this workload; may be repeated."
@@ -66,6 +68,7 @@ COLUMNS: list[Column[messages.Connection]] = [
 @click.pass_obj
 def connections(
     run_dir: Path,
+    terms: tuple[str, ...],
     as_json: bool,
     workloads: tuple[str, ...],
     paths: tuple[str, ...],
@@ -73,8 +76,10 @@ def connections(
 ) -> None:
     """List connections and listeners of every container on this host.
 
-    Refused attempts stay in the list for a minute.
+    Refused attempts stay in the list for a minute. FILTER (docs/slimctl.md): src:web dst:db*
+    port:5432 path:fallback -state:close-wait word /regex/
     """
+    matches = compile_connections(run_dir, terms)
     answer = client.ask(run_dir, messages.GetConnections(), messages.Connections).connections
     rows = [
         row
@@ -82,6 +87,7 @@ def connections(
         if (not workloads or row.workload in workloads)
         and (not paths or row.path in paths)
         and (listeners == "all" or (row.direction == "listen") == (listeners == "only"))
+        and matches(row)
     ]
     if as_json:
         print_json("connections", rows)

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import click
 
 from slim.broker.admin import client, messages
+from slim.broker.admin.filters import container_language
+from slim.broker.cli.filtering import FilterCommand, compile_terms
 from slim.broker.cli.tables import Column, age, print_json, print_table
 
 if TYPE_CHECKING:
@@ -34,16 +36,22 @@ def _labels(row: messages.Container) -> str:
     return ",".join(f"{key}={value}" for key, value in sorted(row.labels.items())) or "-"
 
 
-@click.command()
+@click.command(cls=FilterCommand)
+@click.argument("terms", nargs=-1, metavar="[FILTER]...")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON (docs/slimctl.md).")
 @click.pass_obj
-def ps(run_dir: Path, as_json: bool) -> None:
+def ps(run_dir: Path, terms: tuple[str, ...], as_json: bool) -> None:
     """List containers: what runs under Slim on this host.
 
-    CONN and LISTEN count for the whole workload of the container.
+    CONN and LISTEN count for the whole workload of the container. FILTER
+    (docs/slimctl.md): workload:web* label:app=shop address:10.1.0.0/16 -isolated:ingress word
     """
-    rows = client.ask(run_dir, messages.GetContainers(), messages.Containers).containers
+    matches = compile_terms(container_language(), terms)
+    answer = client.ask(run_dir, messages.GetContainers(), messages.Containers).containers
+    rows = [row for row in answer if matches(row)]
     if as_json:
         print_json("containers", rows)
     else:
-        print_table(rows, _COLUMNS, empty="no containers")
+        print_table(
+            rows, _COLUMNS, empty=f"none of {len(answer)} matches" if answer else "no containers"
+        )

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import click
 import pytest
 from click.testing import CliRunner
 
-from slim.broker.cli.cut import parse_filter
 from slim.broker.cli.main import slimctl
 from support.fake_admin import FakeProvider, connection, listener, serving
 
@@ -28,7 +26,6 @@ IN = connection(
     path="fallback",
 )
 OTHER = connection(cookie=3, overlay_local="[fd00::2]:40001", overlay_peer="[fd00:1::2]:5432")
-UNKNOWN = connection(cookie=4, overlay_local="", overlay_peer="10.1.1.9:80")
 
 
 @pytest.fixture
@@ -47,37 +44,11 @@ def invoke(run_dir: Path, *words: str, answer: str = "") -> Result:
     return CliRunner().invoke(slimctl, ["--run-dir", str(run_dir), "cut", *words], input=answer)
 
 
-@pytest.mark.parametrize(
-    ("terms", "cookies"),
-    [
-        (["workload:web"], {1, 3, 4}),
-        (["workload:web", "workload:db"], {1, 2, 3, 4}),
-        (["src:10.1.0.2"], {1, 2}),
-        (["dst:10.1.1.0/24"], {1, 2, 4}),
-        (["dst:fd00:1::/32"], {3}),
-        (["port:80", "src:10.1.0.0/24"], {1, 2}),
-        (["port:5432", "workload:db"], set()),
-        (["path:fallback"], {2}),
-        (["id:3"], {3}),
-    ],
-)
-def test_different_terms_must_all_hold_and_equal_ones_any(
-    terms: list[str], cookies: set[int]
+@pytest.mark.parametrize("words", [[], [""], [" ", ""], ["host:a"], ["-yes"], ["--yse", "id:1"]])
+def test_without_a_sound_filter_nothing_is_cut(
+    run_dir: Path, provider: FakeProvider, words: list[str]
 ) -> None:
-    matches = parse_filter(tuple(terms))
-    assert {row.cookie for row in (OUT, IN, OTHER, UNKNOWN) if matches(row)} == cookies
-
-
-@pytest.mark.parametrize(
-    "term", ["web", "host:a", "port:http", "src:10.1", "src:", "path:denied", "id:-1", "workload:"]
-)
-def test_a_term_that_says_nothing_is_named(term: str) -> None:
-    with pytest.raises(click.BadParameter, match=term):
-        parse_filter((term,))
-
-
-def test_without_a_filter_nothing_is_cut(run_dir: Path, provider: FakeProvider) -> None:
-    assert invoke(run_dir).exit_code == 2
+    assert invoke(run_dir, *words, "--yes").exit_code == 2
     assert provider.cuts == []
 
 
@@ -113,3 +84,9 @@ def test_what_ended_meanwhile_is_told_apart(run_dir: Path, provider: FakeProvide
 def test_nothing_matches(run_dir: Path, provider: FakeProvider) -> None:
     done = invoke(run_dir, "id:99")
     assert (done.exit_code, done.output) == (0, "no connection matches\n")
+
+
+def test_a_negated_term_spares(run_dir: Path, provider: FakeProvider) -> None:
+    done = invoke(run_dir, "dst:0.0.0.0/0", "dst:::/0", "-path:fallback", "--yes")
+    assert done.exit_code == 0, done.output
+    assert sorted(provider.cuts) == [1, 3]

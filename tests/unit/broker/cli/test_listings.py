@@ -276,3 +276,21 @@ def test_a_container_cannot_steer_the_operators_terminal(
 
 def test_a_pipe_has_no_escapes_even_if_colour_is_forced(run_dir: Path) -> None:
     assert "\x1b" not in slimctl("--run-dir", run_dir, "ps", FORCE_COLOR="1").stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "lines"),
+    [
+        (["connections", "workload:web", "-path:fast"], ["none of 1 matches"]),
+        (["connections", "workload:nobody"], ["none of 1 matches"]),
+        (["ps", "-label:app=web"], ["none of 1 matches"]),
+        (["ps", "-/front/"], ["none of 1 matches"]),
+    ],
+)
+def test_a_filter_chooses_and_its_negation_is_no_option(
+    tmp_path: Path, words: list[str], lines: list[str]
+) -> None:
+    rows = FakeProvider(connection_rows=[connection()], container_rows=[container()])
+    with serving(tmp_path, rows) as directory:
+        assert show(directory, *words) == lines
+        assert len(show(directory, words[0], "web")) == 2

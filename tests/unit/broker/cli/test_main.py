@@ -85,7 +85,14 @@ def test_version_is_printed() -> None:
 
 
 @pytest.mark.parametrize(
-    "words", [["nonsense"], ["ps", "--nonsense"], ["connections", "--path", "slow"], ["ps", "x"]]
+    "words",
+    [
+        ["nonsense"],
+        ["ps", "--nonsense"],
+        ["connections", "--path", "slow"],
+        ["status", "x"],
+        ["ps", "x:y"],
+    ],
 )
 def test_a_mistake_on_the_command_line_exits_with_2(words: list[str]) -> None:
     done = slimctl(*words)
