@@ -8,7 +8,8 @@ import click
 
 from slim.broker.admin import client, messages
 from slim.broker.cli.filtering import FilterCommand, compile_connections
-from slim.broker.cli.tables import Column, age, print_json, print_table
+from slim.broker.cli.listing import form_options, print_listing
+from slim.broker.cli.tables import Column, age
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -53,7 +54,7 @@ COLUMNS: list[Column[messages.Connection]] = [
 
 @click.command(cls=FilterCommand)
 @click.argument("terms", nargs=-1, metavar="[FILTER]...")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON (docs/slimctl.md).")
+@form_options
 @click.option(
     "--workload", "workloads", multiple=True, help="Only of this workload; may be repeated."
 )
@@ -69,6 +70,7 @@ COLUMNS: list[Column[messages.Connection]] = [
 def connections(
     run_dir: Path,
     terms: tuple[str, ...],
+    form: str,
     as_json: bool,
     workloads: tuple[str, ...],
     paths: tuple[str, ...],
@@ -89,10 +91,7 @@ def connections(
         and (listeners == "all" or (row.direction == "listen") == (listeners == "only"))
         and matches(row)
     ]
-    if as_json:
-        print_json("connections", rows)
-        return
     rows.sort(key=lambda row: (row.workload, row.direction != "listen", -row.age_s))
-    print_table(
-        rows, COLUMNS, empty=f"none of {len(answer)} matches" if answer else "no connections"
-    )
+    form = "json" if as_json else form
+    empty = f"none of {len(answer)} matches" if answer else "no connections"
+    print_listing(rows, messages.Connection, COLUMNS, form, "connections", empty)

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 import click
 
 from slim.broker.admin import client, messages
-from slim.broker.cli.tables import Column, print_json, print_table
+from slim.broker.cli.listing import form_options, print_listing
+from slim.broker.cli.tables import Column
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -20,12 +21,11 @@ _COLUMNS: list[Column[messages.Plugin]] = [
 
 
 @click.command()
-@click.option("--json", "as_json", is_flag=True, help="Print JSON (docs/slimctl.md).")
+@form_options
 @click.pass_obj
-def plugins(run_dir: Path, as_json: bool) -> None:
+def plugins(run_dir: Path, form: str, as_json: bool) -> None:
     """List loaded plugins, their versions and the hooks they implement."""
     rows = client.ask(run_dir, messages.GetPlugins(), messages.Plugins).plugins
-    if as_json:
-        print_json("plugins", rows)
-    else:
-        print_table(rows, _COLUMNS, empty="no plugins")
+    form = "json" if as_json else form
+    empty = "no plugins"
+    print_listing(rows, messages.Plugin, _COLUMNS, form, "plugins", empty)

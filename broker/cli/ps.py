@@ -10,7 +10,8 @@ import click
 from slim.broker.admin import client, messages
 from slim.broker.admin.filters import container_language
 from slim.broker.cli.filtering import FilterCommand, compile_terms
-from slim.broker.cli.tables import Column, age, print_json, print_table
+from slim.broker.cli.listing import form_options, print_listing
+from slim.broker.cli.tables import Column, age
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -38,9 +39,9 @@ def _labels(row: messages.Container) -> str:
 
 @click.command(cls=FilterCommand)
 @click.argument("terms", nargs=-1, metavar="[FILTER]...")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON (docs/slimctl.md).")
+@form_options
 @click.pass_obj
-def ps(run_dir: Path, terms: tuple[str, ...], as_json: bool) -> None:
+def ps(run_dir: Path, terms: tuple[str, ...], form: str, as_json: bool) -> None:
     """List containers: what runs under Slim on this host.
 
     CONN and LISTEN count for the whole workload of the container. FILTER
@@ -49,9 +50,6 @@ def ps(run_dir: Path, terms: tuple[str, ...], as_json: bool) -> None:
     matches = compile_terms(container_language(), terms)
     answer = client.ask(run_dir, messages.GetContainers(), messages.Containers).containers
     rows = [row for row in answer if matches(row)]
-    if as_json:
-        print_json("containers", rows)
-    else:
-        print_table(
-            rows, _COLUMNS, empty=f"none of {len(answer)} matches" if answer else "no containers"
-        )
+    form = "json" if as_json else form
+    empty = f"none of {len(answer)} matches" if answer else "no containers"
+    print_listing(rows, messages.Container, _COLUMNS, form, "containers", empty)

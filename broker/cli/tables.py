@@ -46,8 +46,10 @@ def print_json(name: str, value: object) -> None:
     click.echo(msgspec.json.format(text, indent=2).decode())
 
 
-def print_table(rows: Sequence[T], columns: Sequence[Column[T]], *, empty: str) -> None:
-    """Print rows; `empty` says in words that there are none."""
+def print_table(
+    rows: Sequence[T], columns: Sequence[Column[T]], *, empty: str, whole: bool = False
+) -> None:
+    """Print rows; `empty` says in words that there are none; `whole`: as in a pipe."""
     if not rows:
         click.echo(empty)
         return
@@ -56,7 +58,7 @@ def print_table(rows: Sequence[T], columns: Sequence[Column[T]], *, empty: str) 
         max(len(column.title), *(len(row[index]) for row in cells))
         for index, column in enumerate(columns)
     ]
-    if sys.stdout.isatty():
+    if sys.stdout.isatty() and not whole:
         _print_on_terminal(cells, columns, widths)
     else:
         _print_whole(cells, columns, widths)

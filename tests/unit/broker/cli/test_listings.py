@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import re
 from typing import TYPE_CHECKING
@@ -294,3 +295,18 @@ def test_a_filter_chooses_and_its_negation_is_no_option(
     with serving(tmp_path, rows) as directory:
         assert show(directory, *words) == lines
         assert len(show(directory, words[0], "web")) == 2
+
+
+@pytest.mark.parametrize("command", ["ps", "connections", "plugins"])
+def test_every_form_has_the_same_rows_and_fields(run_dir: Path, command: str) -> None:
+    name = "containers" if command == "ps" else command
+    (row,) = json.loads("".join(show(run_dir, command, "-o", "json")))[name]
+    assert [json.loads(line) for line in show(run_dir, command, "-o", "jsonl")] == [row]
+    (cell,) = csv.DictReader(show(run_dir, command, "-o", "csv"))
+    assert cell == {
+        key: json.dumps(value, separators=(",", ":"))
+        if isinstance(value, list | dict)
+        else str(value)
+        for key, value in row.items()
+    }
+    assert show(run_dir, command, "-o", "wide") == show(run_dir, command)

@@ -1,0 +1,66 @@
+"""The forms that a listing takes: `-o table|wide|json|jsonl|csv`, and `--json`."""
+
+from __future__ import annotations
+
+import csv
+import sys
+from typing import TYPE_CHECKING, TypeVar
+
+import click
+import msgspec
+
+from slim.broker.cli.tables import print_json, print_table, printable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from typing import Any
+
+    from slim.broker.cli.tables import Column
+
+    F = TypeVar("F", bound=Callable[..., Any])
+
+S = TypeVar("S", bound=msgspec.Struct)
+
+FORMS = ("table", "wide", "json", "jsonl", "csv")
+
+
+def form_options(command: F) -> F:
+    """Adds the parameters `form` and `as_json`."""
+    form = click.option(
+        "-o", "--output", "form", type=click.Choice(FORMS), default="table", help="The form."
+    )
+    as_json = click.option("--json", "as_json", is_flag=True, help="As -o json.")
+    return form(as_json(command))
+
+
+def print_listing(
+    rows: Sequence[S], kind: type[S], columns: Sequence[Column[S]], form: str, name: str, empty: str
+) -> None:
+    """Print rows in one of FORMS; `empty` says in words that there are none, to people only."""
+    match form:
+        case "json":
+            print_json(name, rows)
+        case "jsonl":
+            for row in rows:
+                click.echo(msgspec.json.encode(row))
+        case "csv":
+            _print_csv(rows, kind)
+        case _:
+            print_table(rows, columns, empty=empty, whole=form == "wide")
+
+
+def _print_csv(rows: Sequence[S], kind: type[S]) -> None:
+    fields = kind.__struct_fields__
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    writer.writerow(fields)
+    for row in rows:
+        values = (getattr(row, field) for field in fields)
+        # A list or an object has no form in CSV: it is JSON within its cell.
+        writer.writerow(
+            printable(
+                msgspec.json.encode(value).decode()
+                if isinstance(value, list | dict)
+                else str(value)
+            )
+            for value in values
+        )
