@@ -13,6 +13,8 @@ SLIM_VENV=$(realpath --canonicalize-missing "${SLIM_VENV:-$SLIM_ROOT/.venv}")
 
 # Python and libseccomp for Slim itself; the others make and enter namespaces.
 SLIM_BASE_PACKAGES=(python3 python3-venv libseccomp2 iproute2 util-linux)
+# The kernel guard is compiled when the package is built, and loaded by libbpf.
+SLIM_BASE_PACKAGES+=(clang llvm libbpf-dev)
 # The programs of the demonstration, with their load tools.
 SLIM_PROGRAM_PACKAGES=(
     nginx-light wrk memcached libmemcached-tools redis-server redis-tools postgresql
@@ -88,7 +90,7 @@ slim_make_environment() {
         slim_say "making a Python environment: $SLIM_VENV"
         "$python" -m venv "$SLIM_VENV"
     fi
-    wanted="$SLIM_ROOT $(sha256sum <"$SLIM_ROOT/pyproject.toml")"
+    wanted="$SLIM_ROOT $(cat "$SLIM_ROOT"/{pyproject.toml,hatch_build.py,kmod/*} | sha256sum)"
     stamp="$SLIM_VENV/.slim-installed${extra:+-$extra}"
     if [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ]; then
         slim_say "Python packages: all there ($SLIM_VENV)"
