@@ -8,6 +8,7 @@ from __future__ import annotations
 import ipaddress
 import socket
 import struct
+import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 # From linux/netlink.h, linux/sock_diag.h and linux/inet_diag.h.
 INET_DIAG_BC_S_GE = 2
 INET_DIAG_BC_S_LE = 3
+INET_DIAG_CGROUP_ID = 21
 INET_DIAG_INFO = 2
 INET_DIAG_REQ_BYTECODE = 1
 NLMSG_DONE = 3
@@ -158,6 +160,17 @@ def unpack_socket(
         interface,
         *_unpack_info(data, offset + _ATTRIBUTES_OFFSET, offset + length),
     )
+
+
+def unpack_cgroup(data: bytes, offset: int, length: int) -> int:
+    """INET_DIAG_CGROUP_ID of the socket at the offset: the cgroup v2 of its birth; 0: unknown."""
+    at, end = offset + _ATTRIBUTES_OFFSET, offset + length
+    while at + _NLATTR.size <= end:
+        size, kind = _NLATTR.unpack_from(data, at)
+        if kind == INET_DIAG_CGROUP_ID and size == _NLATTR.size + 8:
+            return int.from_bytes(data[at + _NLATTR.size : at + size], sys.byteorder)
+        at += max((size + 3) & ~3, _NLATTR.size)
+    return 0
 
 
 def unpack_kind(data: bytes) -> int:

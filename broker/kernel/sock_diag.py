@@ -24,6 +24,7 @@ from slim.broker.kernel.inet_diag import (
     pack_destroy,
     pack_dump,
     pack_lookup,
+    unpack_cgroup,
     unpack_cookies,
     unpack_error,
     unpack_kind,
@@ -96,6 +97,20 @@ def cookies_alive(*, states: int = ALL_STATES, source_ports: PortRange | None = 
         for data in _dump(states, source_ports, info=False)
         for _, _, cookie in unpack_cookies(data)
     }
+
+
+def dump_cgroups(cgroups: Container[int]) -> list[tuple[int, TcpSocket]]:
+    """TCPDIAG_GETSOCK dump, with cgroup ids from Linux 5.8: (cgroup, socket) of those cgroups.
+
+    A cgroup's id is its directory's inode number. As with dump_tcp, fresh sockets never show.
+    """
+    found = []
+    for data in _dump(ALL_STATES, None, info=False):
+        for offset, length, _ in unpack_cookies(data):
+            cgroup = unpack_cgroup(data, offset, length)
+            if cgroup in cgroups:
+                found.append((cgroup, unpack_socket(data, offset, length, {})))
+    return found
 
 
 def find_tcp(cookie: int, local: Endpoint, peer: Endpoint | None) -> TcpSocket | None:
