@@ -156,7 +156,7 @@ def load_config(path: Path) -> BrokerConfig:
     tables = file.tables
     if tables.guard == "kernel":
         raise file.at("guard").mistake(
-            '"kernel" is not available in this version',
+            '"kernel" is not available in this version: slimd does not use its kernel guard yet',
             'write guard = "portable" if you trust the programs in your containers: it is '
             "seccomp only, and no security boundary",
         )

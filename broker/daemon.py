@@ -16,6 +16,8 @@ from slim.broker import log as logs
 from slim.broker.config import check_host_addresses, check_host_ports, load_config
 from slim.broker.control import Control
 from slim.broker.errors import SlimError
+from slim.broker.guard.cleanup import clean_up
+from slim.broker.guard.places import instance_of
 from slim.broker.kernel import features
 
 if TYPE_CHECKING:
@@ -39,10 +41,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--check", action="store_true", help="check the configuration and this host, then exit"
     )
+    parser.add_argument(
+        "--cleanup",
+        action="store_true",
+        help="remove what the kernel guard of this host pinned, then exit",
+    )
+    parser.add_argument(
+        "--cut", action="store_true", help="with --cleanup: end guarded connections first"
+    )
     parser.add_argument("--trace-hooks", action="store_true", help="log every hook call")
     options = parser.parse_args(arguments)
     try:
+        if options.cut and not options.cleanup:
+            parser.error("--cut goes with --cleanup")
         config = load_config(options.config)
+        if options.cleanup:
+            cut = clean_up(instance_of(config.host.name), cut=options.cut)
+            print(f"the kernel guard is removed; {cut} guarded sockets were cut")
+            return
         check_host_addresses(config)
         check_host_ports(config)
         features.require()

@@ -20,6 +20,7 @@ from slim.broker.admin import client, messages
 from slim.broker.cli.tables import print_json, printable
 from slim.broker.endpoints import PortRange
 from slim.broker.errors import ControlError, SlimError
+from slim.broker.guard import requirements
 from slim.broker.kernel import features
 
 if TYPE_CHECKING:
@@ -138,7 +139,7 @@ def check_io_uring() -> Check:
 def check_cgroup() -> Check:
     mount = features.cgroup2_mount()
     if mount is None:
-        return Check("cgroup v2", "ok", "not mounted; no guard of this version needs it")
+        return Check("cgroup v2", "ok", "not mounted; only the kernel guard needs it")
     return Check("cgroup v2", "ok", f"{mount} (hybrid)" if Path(mount).name == "unified" else mount)
 
 
@@ -147,10 +148,20 @@ def check_capabilities() -> Check:
     missing = NEEDED_CAPABILITIES - has
     found = f"missing: {', '.join(sorted(missing))}" if missing else "all that slimd needs"
     if "CAP_BPF" not in has:
-        found += "; not CAP_BPF, which no guard of this version uses"
+        found += "; not CAP_BPF, which only the kernel guard uses"
     if "CAP_NET_RAW" in has:
         found += "; CAP_NET_RAW is not needed"
     return _check("capabilities", not missing, found, "run slimd (and doctor) as root")
+
+
+def check_guard() -> list[Check]:
+    """The kernel guard's requirements; none is Slim's own, so a missing one only warns."""
+    lacks = [requirement for requirement in requirements.probe() if not requirement.there]
+    if not lacks:
+        return [Check("kernel guard", "ok", "could run here; slimd does not use it yet")]
+    return [
+        Check("kernel guard", "warn", f"{lack.name}: {lack.found}", lack.remedy) for lack in lacks
+    ]
 
 
 def check_clock() -> Check:
@@ -295,6 +306,7 @@ def doctor(context: click.Context, as_json: bool, config: Path | None) -> None:
     """
     checks = [check_kernel(), check_seccomp(), *check_listener()]
     checks += [check() for check in CHECKS]
+    checks += check_guard()
     run_dir: Path = context.obj
     if config is None:
         checks.append(check_local_ports())

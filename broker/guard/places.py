@@ -57,6 +57,11 @@ class Places:
         }
 
 
+def instance_of(host: str) -> str:
+    """The instance of the slimd of a host, by the name in its configuration."""
+    return re.sub(r"[^a-z0-9]+", "-", host.lower()).strip("-")[:32]
+
+
 def find_places(instance: str) -> Places:
     """The places of one slimd on this machine; makes nothing."""
     if INSTANCE.fullmatch(instance) is None:

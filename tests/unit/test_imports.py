@@ -79,7 +79,18 @@ CONTROL_SIDE = {
 }
 SLOW_TO_IMPORT = {"asyncio", "pluggy", "ssl", "pyroute2", "pyseccomp"}
 
-CLI_MAY = {"cli", "admin", "config", "errors", "endpoints", "peers.pki", "overlay", "kernel"}
+CLI_MAY = {
+    "cli",
+    "admin",
+    "config",
+    "errors",
+    "endpoints",
+    "guard.requirements",
+    "kernel",
+    "overlay",
+    "peers.pki",
+}
+GUARD_MAY = {"errors", "endpoints", "guard", "kernel"}
 RUN_MAY = {"errors", "endpoints", "kernel", "local", "run"}
 KERNEL_MAY = {"errors", "endpoints", "kernel"}
 
@@ -173,6 +184,11 @@ def test_the_command_line_is_a_client(name: str) -> None:
 @pytest.mark.parametrize("name", package("run"))
 def test_slim_run_stays_small(name: str) -> None:
     assert {other for other in ours(BROKER[name]) if not within(other, RUN_MAY)} == set()
+
+
+@pytest.mark.parametrize("name", package("guard"))
+def test_the_guard_stands_alone(name: str) -> None:
+    assert {other for other in ours(BROKER[name]) if not within(other, GUARD_MAY)} == set()
 
 
 @pytest.mark.parametrize("name", sorted(PLUGINS))

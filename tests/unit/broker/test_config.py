@@ -190,7 +190,8 @@ def test_the_kernel_guard_is_refused_with_what_to_write(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         load_text(tmp_path, config_text(guard=GUARD.replace("portable", "kernel")))
     assert caught.value.message == (
-        f'{tmp_path}/slimd.toml: guard: "kernel" is not available in this version'
+        f'{tmp_path}/slimd.toml: guard: "kernel" is not available in this version: '
+        "slimd does not use its kernel guard yet"
     )
     assert caught.value.hint.startswith('write guard = "portable" if you trust the programs')
     assert "no security boundary" in caught.value.hint
