@@ -6,6 +6,7 @@ import errno
 import os
 import socket
 import struct
+import subprocess
 from typing import TYPE_CHECKING, Any
 
 from support.guard_host import WORKLOAD
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
     from slim.broker.endpoints import Endpoint
     from support.guard_host import Inside
 
+SHAPED = 9
+"""A workload whose sockets policy shapes."""
 MSG_FASTOPEN = 0x20000000
 FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
 
@@ -145,3 +148,40 @@ def reload(inside: Inside) -> None:
 
 def own_pid(_inside: Inside) -> int:
     return os.getpid()
+
+
+def set_and_get(inside: Inside, level: int, option: int, value: int) -> int:
+    with inside.guard.maker.wait(SHAPED, socket.AF_INET) as sock:
+        sock.setsockopt(level, option, value)
+        return sock.getsockopt(level, option)
+
+
+def hidden(inside: Inside, level: int, option: int) -> tuple[bytes, bytes]:
+    """The answer before and after the socket is sealed."""
+    with inside.guard.maker.make_open(SHAPED, socket.AF_INET) as sock:
+        sock.setsockopt(level, option, b"lo\0")
+        before = sock.getsockopt(level, option, 16)
+        inside.guard.seal(sock, SHAPED)
+        return before, sock.getsockopt(level, option, 16)
+
+
+def take_many(inside: Inside, count: int) -> int:
+    taken = [inside.guard.maker.wait(SHAPED, socket.AF_INET6) for _ in range(count)]
+    different = len({sock.fileno() for sock in taken})
+    for sock in taken:
+        sock.close()
+    return different
+
+
+def hold_elsewhere(inside: Inside) -> int:
+    """A program in another cgroup that holds a guarded socket, fresh; its pid."""
+    root = os.path.dirname(inside.guard.places.domain)  # noqa: PTH120
+    with inside.guard.maker.wait(WORKLOAD, socket.AF_INET) as sock:
+        process = subprocess.Popen(
+            ["sh", "-c", f"echo $$ > {root}/cgroup.procs; echo; exec sleep 60"],
+            pass_fds=[sock.fileno()],
+            stdout=subprocess.PIPE,
+        )
+        assert process.stdout is not None
+        process.stdout.read(1)
+    return process.pid

@@ -68,13 +68,19 @@ class Host:
         return self.call(_guard_call, method, arguments, named)
 
     def close(self) -> None:
+        self.stop()
+        clean_up(self.instance, cut=True)
+
+    def stop(self) -> None:
+        """End the process; what it pinned stays."""
+        if self._here.closed:
+            return
         self._here.send(None)
         self._process.join(10)
         if self._process.is_alive():
             self._process.kill()
             self._process.join()
         self._here.close()
-        clean_up(self.instance, cut=True)
 
     def _answer(self) -> Any:
         if not self._here.poll(30):
