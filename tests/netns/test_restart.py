@@ -281,7 +281,7 @@ def test_hundreds_of_listeners_are_known_again_after_a_crash_and_end_together(
     wait_until_whole(hosts, "a")
     successor = hosts.pid("a", "traps")
     eventually(lambda: listeners() == 0, "every listener has ended")
-    eventually(lambda: hosts.status("a").containers == others, "the container has ended")
+    eventually(lambda: hosts.status("a").containers == others, "the container has ended", 20)
     assert hosts.pid("a", "traps") == successor
 
 
