@@ -108,10 +108,11 @@ class Memcached:
     unit: str = "operations/s"
     requires: tuple[str, ...] = ("memcached", "memcaslap")
     port: int = 11211
+    threads: int = 1
 
     def start(self, place: Place, directory: Path, core: int | None) -> Server:
         endpoint = Endpoint(place.address, self.port)
-        size = ("-m", "256", "-t", "1")
+        size = ("-m", "256", "-t", str(self.threads))
         where = ("-l", str(place.address), "-p", str(self.port), "-U", "0")
         argv = ("memcached", "-u", "root", *where, *size)
         return start_server(self.name, place, argv, endpoint, directory, core)

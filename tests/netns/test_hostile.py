@@ -120,7 +120,7 @@ def test_addresses_and_files_that_change_under_the_calls(
     assert len(seen) > 3
 
 
-@pytest.mark.parametrize("threads", [3000])
+@pytest.mark.parametrize("threads", [2000])
 def test_thousands_of_threads_held_in_accept(
     hosts: TwoHosts, client: Workload, other: Workload, server: Workload, crowd: str, threads: int
 ) -> None:

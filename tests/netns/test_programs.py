@@ -127,7 +127,9 @@ def test_memcached_gives_back_what_it_was_given(
 ) -> None:
     memcached = started(
         f"memcached{version}",
-        lambda own: Memcached(port=11200 + version).start(server.place(version), own, None),
+        lambda own: Memcached(port=11200 + version, threads=4).start(
+            server.place(version), own, None
+        ),
     )
     where = (server.address(version), memcached.endpoint.port)
     assert visitor.workload.call(memcache.store_and_fetch, *where, 8, 200) == 200

@@ -21,12 +21,37 @@ NGINX_WORKERS = 4
 BUILD_S = 200
 
 
-def start_nginx(place: Place, directory: Path, port: int) -> Server:
-    """Serves `/who`, the client's address, and `/page`; several workers, keep-alive."""
+def start_nginx(
+    place: Place,
+    directory: Path,
+    port: int,
+    *,
+    reuseport: bool = False,
+    backend: Endpoint | None = None,
+    word: str = "first",
+) -> Server:
+    """Serves `/who`, the client's address, and `/page`; several workers, keep-alive.
+
+    Also `/word`, which a reload may change, and `/backend/...`, which the backend serves.
+    """
     (directory / "page").write_bytes(b"x" * 100_000)
     endpoint = Endpoint(place.address, port)
-    config = directory / "nginx.conf"
-    config.write_text(
+    write_nginx_configuration(directory, endpoint, reuseport=reuseport, backend=backend, word=word)
+    argv = ("nginx", "-e", "stderr", "-p", str(directory), "-c", str(directory / "nginx.conf"))
+    return start_server("nginx", place, argv, endpoint, directory, None)
+
+
+def write_nginx_configuration(
+    directory: Path,
+    endpoint: Endpoint,
+    *,
+    reuseport: bool = False,
+    backend: Endpoint | None = None,
+    word: str = "first",
+) -> None:
+    upstream = f"upstream backend {{ server {backend}; keepalive 4; }}" if backend else ""
+    location = "location /backend/ { proxy_pass http://backend/; }" if backend else ""
+    (directory / "nginx.conf").write_text(
         f"""\
 daemon off;
 user root;
@@ -41,16 +66,19 @@ http {{
     fastcgi_temp_path {directory}/fastcgi;
     uwsgi_temp_path {directory}/uwsgi;
     scgi_temp_path {directory}/scgi;
+    {upstream}
     server {{
-        listen {endpoint};
+        listen {endpoint}{" reuseport" if reuseport else ""};
         root {directory};
+        proxy_http_version 1.1;
+        proxy_set_header Connection "";
+        {location}
+        location /word {{ return 200 "{word} $pid\\n"; }}
         location /who {{ return 200 "$remote_addr $remote_port $server_addr\\n"; }}
     }}
 }}
 """
     )
-    argv = ("nginx", "-e", "stderr", "-p", str(directory), "-c", str(config))
-    return start_server("nginx", place, argv, endpoint, directory, None)
 
 
 def build_static(directory: Path) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import http.client
 import os
 import select
 import socket
@@ -39,6 +40,42 @@ def visit_often(address: str, port: int, number: int) -> dict[str, Any]:
         if not seen["peer"] == seen["accepted"] == seen["client_name"]:
             wrong.append(seen)
     return {"served": list(served.items()), "wrong": wrong}
+
+
+def ask_until_told(address: str, port: int, path: str) -> None:
+    """HTTP requests, each on a connection of its own, from several threads until a line of input.
+
+    Reports each first word of an answer when it is new, and in the end what failed.
+    """
+    is_over = threading.Event()
+    lock = threading.Lock()
+    words: Counter[str] = Counter()
+    errors: list[str] = []
+
+    def ask() -> None:
+        while not is_over.is_set():
+            connection = http.client.HTTPConnection(address, port, timeout=10)
+            try:
+                connection.request("GET", path, headers={"Connection": "close"})
+                word = connection.getresponse().read().decode().split()[0]
+            except (OSError, http.client.HTTPException) as error:
+                errors.append(repr(error))
+                continue
+            finally:
+                connection.close()
+            with lock:
+                words[word] += 1
+                if words[word] == 1:
+                    report(word)
+
+    threads = [threading.Thread(target=ask) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    os.read(0, 1)
+    is_over.set()
+    for thread in threads:
+        thread.join()
+    report({"answers": words.total(), "errors": errors[:20]})
 
 
 def announced_visit(address: str, port: int) -> dict[str, Any]:
