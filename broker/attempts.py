@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import errno
 import socket
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -31,6 +32,9 @@ if TYPE_CHECKING:
 
 KEEP_RESULT_S = 30.0
 """How long an interrupted call may take to come again."""
+MAX_HELD = 1024
+"""Of one workload at a time. Each is an fd of ours, and thousands of threads may connect to an
+address that nobody answers at; what comes beyond goes over the overlay."""
 
 
 @dataclass(slots=True, eq=False)
@@ -69,6 +73,12 @@ class Attempts:
         self._on_path_failed = on_path_failed
         self._on_failure = on_failure
         self._attempts: dict[int, Attempt] = {}
+        self._held: Counter[int] = Counter()
+        """Sockets in the loop, by workload."""
+
+    def is_full(self, workload: int) -> bool:
+        """Whether the workload may have no more connects held now."""
+        return self._held[workload] >= MAX_HELD
 
     def find(self, cookie: int) -> Attempt | None:
         return self._attempts.get(cookie)
@@ -90,6 +100,7 @@ class Attempts:
             return
         loop = self._context.loop
         self._attempts[attempt.cookie] = attempt
+        self._held[attempt.key.workload] += 1
         attempt.token = loop.watch(
             attempt.sock.fileno(), lambda events: self._on_event(attempt, events), EPOLLOUT
         )
@@ -166,6 +177,9 @@ class Attempts:
         if attempt.token:
             self._context.loop.unwatch(attempt.sock.fileno(), attempt.token)
             attempt.token = 0
+            self._held[attempt.key.workload] -= 1
+            if not self._held[attempt.key.workload]:
+                del self._held[attempt.key.workload]
         attempt.sock.close()
 
     def _forget(self, attempt: Attempt) -> None:

@@ -87,6 +87,8 @@ class Connector:
     ) -> str:
         """Send the SYN and swap; gives the reason why not, with `old` still in its place."""
         context, flow = self._context, action.flow
+        if not nonblocking and self._attempts.is_full(call.workload.cookie):
+            return "too-many-held"
         sealer = context.keyring.sealer(flow.peer)
         if sealer is None:
             context.flows.drop(action.key)
@@ -206,6 +208,10 @@ class Connector:
         except TargetGone:
             self._context.counters["interrupted"] += 1
         except OSError as error:
+            if not call.is_valid():
+                # It was killed, with a thousand others perhaps.
+                self._context.counters["interrupted"] += 1
+                return
             log.warning("thread %d: connect not taken back: %s", call.tid, error)
             answer(call, code)
 

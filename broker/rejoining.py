@@ -79,6 +79,9 @@ class Rejoiner:
         # The record is the first that is ever written.
         is_sent = facts.state not in (TCP_SYN_SENT, TCP_ESTABLISHED) or has_written(sock)
         if facts.state == TCP_SYN_SENT or not is_sent:
+            if self._attempts.is_full(record.workload):
+                call.fail(errno.EALREADY)
+                return True
             attempt = self._make_attempt(call, asked.fd, facts, sock, record, host)
             self._go_on(attempt, call, is_sent=is_sent)
         else:

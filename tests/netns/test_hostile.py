@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
 import shutil
 from typing import TYPE_CHECKING
 
 import pytest
 from lab.commands import run
 
+from slim.broker.attempts import MAX_HELD
+from support.firewall import filtering
 from support.polling import eventually
 from support.probes import frames, peers
 from support.programs import build
@@ -141,6 +144,30 @@ def test_hundreds_of_threads_that_connect_all_the_time(
         pass
     running.tell("")
     assert errnos(running)[0] >= threads
+
+
+@pytest.mark.needs_program("nft")
+def test_threads_that_connect_to_where_nobody_answers_do_not_use_up_the_fds_of_slimd(
+    hosts: TwoHosts, client: Workload, other: Workload, crowd: str
+) -> None:
+    near, silent = hosts.workload("a", "near"), hosts.workload("b", "silent")
+    for workload in (near, silent):
+        workload.probe(peers.greet_server, "0.0.0.0", PORT).result()
+    client.call(peers.visit, silent.address4, PORT)
+    with filtering(hosts.host("b").netns, 'iifname "eth0" tcp dport 20000-29999 drop'):
+        running = client.start(crowd, "connect", silent.address4, str(PORT), str(2 * MAX_HELD))
+        assert running.result() == 2 * MAX_HELD
+        most = 0
+
+        def fell_back() -> bool:
+            nonlocal most
+            most = max(most, len(os.listdir(f"/proc/{hosts.pid('a', 'traps')}/fd")))
+            return any(row.reason == "too-many-held" for row in hosts.rows("a", "out"))
+
+        eventually(fell_back, "some go over the overlay", 30)
+        with serving(hosts, other, near):
+            running.stop()
+    assert most < MAX_HELD + 200
 
 
 def test_container_that_is_killed_with_all_its_threads_held_leaves_nothing_behind(

@@ -86,7 +86,7 @@ class Suites:
         self._directory = hosts.directory("cpython")
         self._library = self._directory / "lib"
         self._numbers = itertools.count()
-        _write_hosts_file(hosts.machines["a"].path("/etc/hosts"), self._brokered)
+        _write_names(hosts.machines["a"].path("/etc"), self._brokered)
         copy_tests(self._library, self._brokered)
 
     def run_natively(self, suite: str, timeout_s: float) -> Outcomes:
@@ -177,6 +177,9 @@ def _copy(source: Path, target: Path, addresses: dict[str, str]) -> None:
         target.symlink_to(source)
 
 
-def _write_hosts_file(path: Path, workload: Workload) -> None:
+def _write_names(etc: Path, workload: Workload) -> None:
     names = f"localhost {socket.gethostname()}"
-    path.write_text(f"{workload.address4} {names}\n{workload.address6} localhost ip6-localhost\n")
+    lines = (f"{workload.address4} {names}", f"{workload.address6} localhost ip6-localhost")
+    (etc / "hosts").write_text("\n".join(lines) + "\n")
+    # Nobody answers questions about other names: without this each takes seconds to fail.
+    (etc / "nsswitch.conf").write_text("hosts: files\n")
