@@ -42,11 +42,6 @@ class Outcomes(unittest.TestResult):
         super().startTest(test)
         self._write(test, None)
 
-    def stopTest(self, test: unittest.TestCase) -> None:
-        super().stopTest(test)
-        # What is left behind (sockets, threads) must not be blamed on the next one.
-        support.gc_collect()
-
     def addSuccess(self, test: unittest.TestCase) -> None:
         self._write(test, "ok")
 
@@ -84,6 +79,12 @@ def _describe(kind: str, error: Error) -> str:
     return f"{kind}: {error[0].__name__ if error[0] else ''}"
 
 
+def _left_over(name: str, begun: set[str]) -> unittest.TestSuite:
+    """The tests of a module without those."""
+    tests = unittest.TestLoader().loadTestsFromModule(importlib.import_module(name))
+    return unittest.TestSuite(test for test in _flatten(tests) if test.id() not in begun)
+
+
 def _flatten(suite: unittest.TestSuite) -> Iterator[unittest.TestCase]:
     for test in suite:
         if isinstance(test, unittest.TestSuite):
@@ -95,12 +96,12 @@ def _flatten(suite: unittest.TestSuite) -> Iterator[unittest.TestCase]:
 def main(name: str, path: str, patience_s: float) -> None:
     support.use_resources = (*RESOURCES, "network") if name in LOCAL_NETWORK else RESOURCES
     support.verbose = 0
-    tests = unittest.TestLoader().loadTestsFromModule(importlib.import_module(name))
     with open(path, "a+") as stream:
         stream.seek(0)
         begun = {json.loads(line)[0] for line in stream}
         result = Outcomes(stream, patience_s)
-        unittest.TestSuite(test for test in _flatten(tests) if test.id() not in begun).run(result)
+        # Held by nobody else: a test and what hangs on it are freed as soon as it is over.
+        _left_over(name, begun).run(result)
         faulthandler.cancel_dump_traceback_later()
     for test, trace in result.errors + result.failures:
         print(f"{test.id()}\n{trace}", file=sys.stderr)
