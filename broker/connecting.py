@@ -35,6 +35,8 @@ from slim.broker.perform import OtherCopyAlive, capture, make_alike, swap
 from slim.broker.rejoining import Rejoiner
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from slim.broker.calls import Connect
     from slim.broker.context import TrapContext
     from slim.broker.pipeline import Observed
@@ -44,8 +46,11 @@ log = logging.getLogger(__name__)
 
 
 class Connector:
-    def __init__(self, context: TrapContext) -> None:
+    def __init__(
+        self, context: TrapContext, go_over_overlay: Callable[[PendingCall, Endpoint], None]
+    ) -> None:
         self._context = context
+        self._go_over_overlay = go_over_overlay
         self._attempts = Attempts(context, self._path_failed, self._take_back)
         self.rejoiner = Rejoiner(context, self._attempts, self._try_again)
         self._watched: dict[int, int] = {}
@@ -254,7 +259,7 @@ class Connector:
             reason=reason or "host-path-failed",
             rule=attempt.flow.rule,
         )
-        call.proceed()
+        self._go_over_overlay(call, attempt.key.destination)
 
     def restore_overlay(
         self,
@@ -296,7 +301,7 @@ class Connector:
             reason=reason,
             rule=flow.rule,
         )
-        call.proceed()
+        self._go_over_overlay(call, key.destination)
 
     def _deny(self, call: PendingCall, key: FlowKey, rule: str) -> None:
         self._context.counters["fallback_unlawful"] += 1

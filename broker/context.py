@@ -63,6 +63,8 @@ class TrapContext:
     hand: InHand
     host_netns: int
     workloads: dict[int, Workload] = field(default_factory=dict)
+    owners: dict[Address, int] = field(default_factory=dict)
+    """Overlay addresses of this host -> the workload's cookie."""
     counters: Counter[str] = field(default_factory=Counter)
     epoch: int = 0
     """Counts the changes of policy that this process saw."""
@@ -78,6 +80,14 @@ class TrapContext:
             if domain == socket.AF_INET6 or address.version == 4:
                 return address
         return None
+
+    def index_addresses(self) -> None:
+        """After a workload came, went or changed its addresses."""
+        self.owners = {
+            address: workload.cookie
+            for workload in self.workloads.values()
+            for address in workload.addresses
+        }
 
     def admits_plain(self, workload: int, peer: Address) -> bool:
         """Whether a plain peer may reach the workload: not if policy isolates it.

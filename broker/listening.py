@@ -247,20 +247,28 @@ class Listening:
         context.keeper.drop(retained_name(cookie), lambda: self._dropped(key))
         context.control.listener_gone(listener.workload, cookie)
 
-    # --- bind() -------------------------------------------------------------------------------
+    # --- bind(), and connect() over the overlay -----------------------------------------------
 
-    def vacate(self, call: PendingCall, port: int) -> None:
-        """Let bind() go on once no retained listener of a dead program holds the port."""
+    def vacate(self, call: PendingCall, workload: int, port: int) -> None:
+        """Let a call go on once no retained listener of a dead program holds the port there."""
         self.collect_deaths()
-        for listener in self._context.listeners.on_port(call.workload.cookie, port):
+        for listener in self._context.listeners.on_port(workload, port):
             # The event may still be on its way: the listener is freed after an RCU grace period.
             if not self._is_alive(listener):
                 self._ended(listener.cookie)
-        key = (call.workload.cookie, port)
+        key = (workload, port)
         if self._dropping.get(key):
             self._blocked.setdefault(key, []).append(call)
         else:
             call.proceed()
+
+    def go_over_overlay(self, call: PendingCall, destination: Endpoint) -> None:
+        """Let connect() go on there; to a listener of this host that has ended, it is refused."""
+        workload = self._context.owners.get(destination.address)
+        if workload is None:
+            call.proceed()
+        else:
+            self.vacate(call, workload, destination.port)
 
     def _dropped(self, key: tuple[int, int]) -> None:
         self._dropping[key] -= 1

@@ -67,8 +67,8 @@ class Trapping:
     def __init__(self, context: TrapContext) -> None:
         self._context = context
         self.acceptor = Acceptor(context)
-        self.connector = Connector(context)
         self.listening = Listening(context, self.acceptor)
+        self.connector = Connector(context, self.listening.go_over_overlay)
 
     def handle(self, call: PendingCall) -> None:
         """Answer a notification, now or later. TargetGone if the thread has left."""
@@ -179,7 +179,7 @@ class Trapping:
             case actions.ListenAgain(), _:
                 self.listening.listen_again(call, sock, action.backlog)
             case actions.VacatePort(), _:
-                self.listening.vacate(call, action.port)
+                self.listening.vacate(call, call.workload.cookie, action.port)
             case _:
                 raise AssertionError(f"{action} does not answer {asked}")
 
@@ -197,7 +197,9 @@ class Trapping:
                 reason=action.reason,
                 rule=action.rule,
             )
-        call.proceed()
+            self.listening.go_over_overlay(call, action.destination)
+        else:
+            call.proceed()
 
     def _refuse(self, call: PendingCall, sock: socket.socket, action: actions.Refuse) -> None:
         self._context.record(

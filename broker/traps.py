@@ -170,6 +170,7 @@ class Traps:
                 state = msgspec.msgpack.decode(meta, type=states.WorkloadState)
                 self._context.workloads[state.cookie] = Workload(state, fds[0])
                 del self._held[name]
+        self._context.index_addresses()
         for listener in self._context.listeners:
             held = self._held.pop(f"retained/{listener.cookie}", None)
             retained = None
@@ -237,10 +238,12 @@ class Traps:
             workload.update(state)
             self._context.flows.drop_workload(state.cookie)
             self._trapping.acceptor.judge_again(state.cookie, frozenset())
+        self._context.index_addresses()
 
     def _detach_workload(self, cookie: int) -> None:
         workload = self._context.workloads.pop(cookie, None)
         if workload is not None:
+            self._context.index_addresses()
             self._control.drop_workload(cookie)
             self._context.flows.drop_workload(cookie)
             self._context.connections.forget_workload(cookie)

@@ -322,6 +322,12 @@ def test_close_and_bind_again_at_once_a_thousand_times(pair: Pair) -> None:
     assert pair.server.call(listening.rebind, pair.anywhere, next(_ports), 1000) == 1000
 
 
+@pytest.mark.parametrize("has_connected", [False, True], ids=["unvisited", "visited"])
+def test_connect_after_a_listener_was_closed_is_refused(pair: Pair, has_connected: bool) -> None:
+    seen = pair.server.call(listening.connect_after_close, pair.address, 60, has_connected)
+    assert seen == ["ECONNREFUSED"] * 60
+
+
 def test_bind_to_a_port_in_use(pair: Pair) -> None:
     assert pair.server.call(listening.bind_in_use, pair.anywhere, next(_ports)) == "EADDRINUSE"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import resource
+import signal
 from typing import TYPE_CHECKING
 
 import pytest
@@ -111,6 +112,28 @@ def test_refusal_within_the_connect_call_makes_the_next_one_use_the_overlay(
         seen = neighbour.call(fallbacks.refused_then_connected, fresh_server.address4, PORT)
     assert seen["errors"] == ["ECONNREFUSED"]
     assert seen["peer"] == seen["client_name"]
+
+
+@pytest.mark.parametrize("nonblocking", [False, True], ids=["blocking", "non-blocking"])
+def test_connect_to_a_closed_listener_is_refused_although_the_keeper_has_not_closed_its_own_yet(
+    hosts: TwoHosts, server: Workload, nonblocking: bool
+) -> None:
+    port = 8310 + nonblocking
+    running = server.probe(hardship.connect_after_close, server.address4, port, nonblocking)
+    assert running.result() == "listening"
+    keeper = hosts.pid("b", "keeper")
+    os.kill(keeper, signal.SIGSTOP)
+    try:
+        running.tell("")
+        eventually(
+            lambda: (
+                not any(row.overlay_local.endswith(f":{port}") for row in hosts.rows("b", "listen"))
+            ),
+            "the listener is gone",
+        )
+    finally:
+        os.kill(keeper, signal.SIGCONT)
+    assert running.result() == "ECONNREFUSED"
 
 
 # --- slimd's own ------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ import os
 import select
 import signal
 import socket
+import sys
 import threading
 import time
 from typing import Any
@@ -84,6 +85,21 @@ def close_under_connect(address: str, port: int) -> dict[str, bool]:
         connecting.join()
         sock.detach()
         return {"same": other.getsockopt(socket.SOL_SOCKET, SO_COOKIE, 8) == cookie}
+
+
+def connect_after_close(address: str, port: int, nonblocking: bool) -> None:
+    """After a line of input, a listener is closed and connected to: the errno's name."""
+    listener = listen(address, port)
+    report("listening")
+    sys.stdin.readline()
+    listener.close()
+    with stream(address) as sock:
+        sock.setblocking(not nonblocking)
+        code = sock.connect_ex((address, port))
+        if code == errno.EINPROGRESS:
+            select.select([], [sock], [], 20)
+            code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+    report(name_of(code))
 
 
 def accept_each_line(address: str, port: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import fcntl
 import os
 import select
@@ -199,6 +200,27 @@ def rebind(address: str, port: int, times: int) -> int:
         sock.listen(8)
         sock.close()
     return times
+
+
+def connect_after_close(address: str, times: int, has_connected: bool) -> list[str]:
+    """Connects to a listener of our own that was closed just now; gives the errnos, in turn
+    of a blocking and of a non-blocking call."""
+    seen = []
+    for number in range(times):
+        listener = listen(address, 0)
+        name = listener.getsockname()
+        if has_connected:
+            with stream(address) as first:
+                first.connect(name)
+        listener.close()
+        with stream(address) as sock:
+            sock.setblocking(number % 2 == 0)
+            code = sock.connect_ex(name)
+            if code == errno.EINPROGRESS:
+                select.select([], [sock], [], 20)
+                code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        seen.append(name_of(code))
+    return seen
 
 
 def bind_in_use(address: str, port: int) -> str:
