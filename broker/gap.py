@@ -44,6 +44,7 @@ class GapView:
 
     def __init__(self, state: WorkloadState) -> None:
         self.workload_cookie = state.cookie
+        self.refuses_connects = state.fail_mode == "closed" or state.isolated_egress
         self._networks = tuple(network_from_packed(*packed) for packed in state.networks)
 
     def is_overlay(self, address: Address) -> bool:
@@ -58,6 +59,9 @@ class GapView:
     def flow(self, key: FlowKey) -> Flow | None:
         return None
 
+    def is_isolated(self) -> bool:
+        return self.refuses_connects
+
     def deny_errno(self) -> int:
         return GAP_ERRNO
 
@@ -68,7 +72,6 @@ class Supervised:
     def __init__(self, listener: int, state: WorkloadState, host_netns: int) -> None:
         self.listener = listener
         self._view = GapView(state)
-        self._refuses_connects = state.fail_mode == "closed" or state.isolated_egress
         self._refuses_listeners = state.fail_mode == "closed" or state.isolated_ingress
         self._host_netns = host_netns
 
@@ -119,7 +122,7 @@ class Supervised:
             case actions.Proceed() | actions.VacatePort():
                 return 0
             case actions.AskControl():
-                return GAP_ERRNO if self._refuses_connects else 0
+                return GAP_ERRNO if self._view.refuses_connects else 0
             case actions.ListenHost():
                 return GAP_ERRNO if self._refuses_listeners else 0
             case actions.Return(errno=code):

@@ -49,6 +49,10 @@ class View(Protocol):
     def connection(self, cookie: int) -> ConnectionRecord | None: ...
     def listener(self, cookie: int) -> ListenerRecord | None: ...
     def flow(self, key: FlowKey) -> Flow | None: ...
+    def is_isolated(self) -> bool:
+        """Whether the overlay may be used only where a verdict allows it."""
+        ...
+
     def deny_errno(self) -> int: ...
 
 
@@ -73,8 +77,7 @@ def decide(
         case calls.Bind():
             return _bind(call, observed, view)
         case calls.FastOpenSend():
-            # On a connected socket MSG_FASTOPEN is EISCONN; elsewhere it connects on the overlay.
-            return actions.Return(errno.EISCONN) if observed.is_ours else actions.Proceed()
+            return _fast_open_send(observed, view)
         case calls.GetV6Only():
             return _get_v6only(observed, view)
         case calls.SetOption():
@@ -165,6 +168,19 @@ def _get_name(call: calls.GetName, observed: Observed, view: View) -> actions.Ac
         unspecified = "::" if facts.domain == socket.AF_INET6 else "0.0.0.0"
         return actions.TellName(Endpoint(parse_address(unspecified), 0))
     return actions.TellName(record.local_endpoint())
+
+
+def _fast_open_send(observed: Observed, view: View) -> actions.Action:
+    facts = observed.facts
+    if observed.is_ours:
+        # It is connected, or about to be.
+        return actions.Return(errno.EISCONN)
+    connects = facts.is_tcp and facts.netns == view.workload_cookie and facts.state == TCP_CLOSE
+    if connects and view.is_isolated():
+        # It would connect on the overlay, unjudged. As where net.ipv4.tcp_fastopen lacks the
+        # client's bit: the program connects instead.
+        return actions.Return(errno.EOPNOTSUPP)
+    return actions.Proceed()
 
 
 def _get_v6only(observed: Observed, view: View) -> actions.Action:

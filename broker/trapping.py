@@ -57,6 +57,9 @@ class ContainerView:
     def flow(self, key: FlowKey) -> Flow | None:
         return self._context.flows.get(key, time.monotonic())
 
+    def is_isolated(self) -> bool:
+        return self._workload.state.isolated_egress
+
     def deny_errno(self) -> int:
         return self._context.settings.deny_errno
 

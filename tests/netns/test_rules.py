@@ -116,6 +116,18 @@ def test_denied_at_the_source_is_eacces_and_sends_nothing(
 
 
 @pytest.mark.parametrize("version", [4, 6])
+def test_denied_fast_open_sends_nothing(
+    hosts: TwoHosts, client: Workload, server: Workload, version: int
+) -> None:
+    """The program is told to connect instead, which is judged."""
+    where = (server.address(version), SECRET_PORT)
+    with both_paths(hosts, client, SECRET_PORT) as counters:
+        assert client.call(peers.try_fast_open, *where) == {"errno": errno.EOPNOTSUPP}
+        assert client.call(peers.try_visit, *where) == {"errno": errno.EACCES}
+        assert [counter.packets() for counter in counters] == [0, 0]
+
+
+@pytest.mark.parametrize("version", [4, 6])
 def test_denied_at_the_destination_is_eacces_and_sends_nothing(
     hosts: TwoHosts, client: Workload, web: Workload, db: Workload, version: int
 ) -> None:

@@ -35,6 +35,7 @@ class FakeView:
     connections: dict[int, ConnectionRecord] = field(default_factory=dict)
     listeners: dict[int, ListenerRecord] = field(default_factory=dict)
     errno_of_policy: int = 13
+    isolated: bool = False
     workload_cookie: int = WORKLOAD
     asked: list[FlowKey] = field(default_factory=list)
 
@@ -50,6 +51,9 @@ class FakeView:
     def flow(self, key: FlowKey) -> Flow | None:
         self.asked.append(key)
         return self.flows.get(key)
+
+    def is_isolated(self) -> bool:
+        return self.isolated
 
     def deny_errno(self) -> int:
         return self.errno_of_policy

@@ -130,6 +130,16 @@ def try_visit(address: str, port: int) -> dict[str, Any]:
         return {"errno": error.errno}
 
 
+def try_fast_open(address: str, port: int) -> dict[str, Any]:
+    """Connect by sending the first byte (MSG_FASTOPEN of tcp(7)); the greeting, or the errno."""
+    with socket.socket(family_of(address), socket.SOCK_STREAM) as sock:
+        try:
+            sock.sendto(b"x", socket.MSG_FASTOPEN, (address, port))
+        except OSError as error:
+            return {"errno": error.errno}
+        return greeted(sock)
+
+
 def stay(address: str, port: int, payload_bytes: int = 1000) -> None:
     """Connect, report the greeting, and stay connected.
 

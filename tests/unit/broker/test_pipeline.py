@@ -376,6 +376,22 @@ def test_listen_that_a_signal_interrupted_is_brokered_when_it_comes_again(play: 
     play.on(local="10.1.0.1:80", state=TCP_LISTEN).call(LISTEN) >> actions.ListenHost(5)
 
 
+def test_fast_open_is_no_way_round_a_policy(play: Playbook, view: FakeView) -> None:
+    play.on().call(calls.FastOpenSend(3)) >> actions.Proceed()
+    view.isolated = True
+    play.on().call(calls.FastOpenSend(3)) >> actions.Return(errno.EOPNOTSUPP)
+
+
+@pytest.mark.parametrize(
+    "facts", [{"state": TCP_ESTABLISHED}, {"is_tcp": False}, {"netns": HOST_NETNS}], ids=str
+)
+def test_fast_open_that_connects_nothing_on_the_overlay_goes_on(
+    play: Playbook, view: FakeView, facts: dict[str, object]
+) -> None:
+    view.isolated = True
+    play.on(**facts).call(calls.FastOpenSend(3)) >> actions.Proceed()
+
+
 def test_listen_again_changes_the_backlog(play: Playbook, view: FakeView) -> None:
     record = view.listeners[COOKIE] = listener()
     ours(play, TCP_LISTEN).call(LISTEN) >> actions.ListenAgain(record, 5)
