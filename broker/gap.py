@@ -1,7 +1,8 @@
 """Calls answered while there is no traps: the keeper's one rule, after `gap_limit_s` without any.
 
     a socket of the workload's own: it goes on natively; what slimd would have brokered goes over
-                                    the overlay, or fails where that is not allowed
+                                    the overlay, or fails where that is not allowed; before a
+                                    bind, retained listeners of ended programs are closed
     a socket that slimd put there:  waits for the successor, which makes the thread call again
 
 Decides with pipeline.decide, which knows no flow, listener or connection here. Holds nothing: the
@@ -25,7 +26,7 @@ from slim.broker.pipeline import decide
 from slim.broker.workloads import network_from_packed
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from slim.broker.connections import ConnectionRecord
     from slim.broker.endpoints import Address
@@ -69,8 +70,15 @@ class GapView:
 class Supervised:
     """One container during a gap; borrows its seccomp listener."""
 
-    def __init__(self, listener: int, state: WorkloadState, host_netns: int) -> None:
+    def __init__(
+        self,
+        listener: int,
+        state: WorkloadState,
+        host_netns: int,
+        vacate: Callable[[int, int], None],
+    ) -> None:
         self.listener = listener
+        self._vacate = vacate
         self._view = GapView(state)
         self._refuses_listeners = state.fail_mode == "closed" or state.isolated_ingress
         self._host_netns = host_netns
@@ -119,7 +127,10 @@ class Supervised:
         if not seccomp_notify.is_valid(self.listener, notification.id):
             raise TargetGone
         match decide(asked, observed, self._view):
-            case actions.Proceed() | actions.VacatePort():
+            case actions.Proceed():
+                return 0
+            case actions.VacatePort(port=port):
+                self._vacate(self._view.workload_cookie, port)
                 return 0
             case actions.AskControl():
                 return GAP_ERRNO if self._view.refuses_connects else 0
@@ -134,8 +145,10 @@ class Supervised:
 class Gap:
     """All containers while traps is away."""
 
-    def __init__(self, host_netns: int) -> None:
+    def __init__(self, host_netns: int, vacate: Callable[[int, int], None]) -> None:
+        """`vacate` closes what is kept of listeners of that workload and port that have ended."""
         self._host_netns = host_netns
+        self._vacate = vacate
         self._poll = select.epoll()
         self._containers: dict[int, Supervised] = {}
         self.is_open = False
@@ -148,7 +161,7 @@ class Gap:
         """Answer for these seccomp listeners from now on; borrows them."""
         self.is_open = True
         for listener, state in containers:
-            self._containers[listener] = Supervised(listener, state, self._host_netns)
+            self._containers[listener] = Supervised(listener, state, self._host_netns, self._vacate)
             self._poll.register(listener, select.EPOLLIN)
 
     def end(self) -> None:

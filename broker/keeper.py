@@ -25,8 +25,11 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from slim.broker import log as logs
+from slim.broker.errors import SyscallError
 from slim.broker.gap import Gap
 from slim.broker.kernel.namespaces import own_netns_cookie
+from slim.broker.kernel.sock_diag import find_tcp
+from slim.broker.listeners import ListenerRecord
 from slim.broker.local import messages, seqpacket, states
 
 if TYPE_CHECKING:
@@ -38,6 +41,8 @@ BACK_OFF_FIRST_S = 0.05
 BACK_OFF_LAST_S = 5.0
 STABLE_S = 10.0
 """A traps that lived so long starts again at once when it ends."""
+SERVED_S = 1.0
+"""A traps that lived so long has answered what waited; one that a call kills dies of it sooner."""
 GAP_LIMIT_S = 30.0
 """Until control says otherwise."""
 
@@ -70,7 +75,7 @@ class TrapsProcess:
         self.start_at: float | None = None
         """time.monotonic() of the next start; None: not wanted, or running."""
         self.missing_since: float | None = None
-        """time.monotonic() when there was a stable one last; None: there is one."""
+        """time.monotonic() when there was one last that served; None: nobody ever missed one."""
 
     @property
     def pid(self) -> int:
@@ -111,8 +116,8 @@ class TrapsProcess:
         self._try_again()
 
     def _miss(self) -> None:
-        # One that ends again and again is missed from its first end on.
-        if self.missing_since is None or self._lived_s() > STABLE_S:
+        # One that ends again and again without serving is missed from its first end on.
+        if self.missing_since is None or self._lived_s() > SERVED_S:
             self.missing_since = time.monotonic()
 
     def _lived_s(self) -> float:
@@ -149,7 +154,7 @@ class Keeper:
         self._listener = seqpacket.listen(str(self._path), mode=0o600)
         self._listener.setblocking(False)
         self._selector.register(self._listener, selectors.EVENT_READ, None)
-        self._gap = Gap(own_netns_cookie())
+        self._gap = Gap(own_netns_cookie(), self._vacate)
         self._gap_limit_s = GAP_LIMIT_S
         self._serving_pid = 0
         """The traps that has fetched what it needs, and answers calls."""
@@ -228,6 +233,22 @@ class Keeper:
             for state in [decode(kept.meta, type=states.ContainerState)]
             if state.workload in workloads
         ]
+
+    def _vacate(self, workload: int, port: int) -> None:
+        """Close retained listeners whose programs have ended: nobody else looks after them now."""
+        for name, kept in [*self._kept.items()]:
+            if not name.startswith("retained/"):
+                continue
+            listener = msgspec.msgpack.decode(kept.meta, type=ListenerRecord)
+            if (listener.workload, listener.port) != (workload, port):
+                continue
+            try:
+                is_alive = find_tcp(listener.cookie, listener.host, None) is not None
+            except SyscallError as error:
+                log.warning("listener %s: not known whether it lives: %s", listener.local, error)
+                continue
+            if not is_alive:
+                self._forget(name)
 
     # --- clients ------------------------------------------------------------------------------
 

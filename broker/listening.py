@@ -14,6 +14,8 @@ import socket
 import time
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from slim.broker.admission.keyring import boottime
 from slim.broker.endpoints import Address, Endpoint, packed16
 from slim.broker.errors import TargetGone
@@ -207,7 +209,11 @@ class Listening:
             domain, socket.SOCK_STREAM, socket.IPPROTO_TCP, fileno=os.dup(overlay.fileno())
         )
         context.listeners.add(listener)
-        context.keeper.store(retained_name(listener.cookie), b"", (retained.fileno(),))
+        context.keeper.store(
+            retained_name(listener.cookie),
+            msgspec.msgpack.encode(listener),
+            (retained.fileno(),),
+        )
         self._acceptor.add_listener(listener, retained)
         context.control.listener_up(listener)
         log.debug("%s listens at %s", local, at_host)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 def try_everything(address: str, port: int) -> None:
     """Report "ready", then for each line of input what became of each try."""
     report("ready")
+    listener: list[socket.socket] = []
     while True:
         try:
             input()
@@ -27,6 +28,7 @@ def try_everything(address: str, port: int) -> None:
             {
                 "connect": _outcome(lambda: visit(address, port, 1000)["client_name"]),
                 "listen": _outcome(_listen),
+                "listen again": _outcome(lambda: _listen_again(listener, port)),
                 "loopback": _outcome(_loopback),
                 "udp": _outcome(lambda: _udp(address)),
                 "unix": _outcome(_unix),
@@ -47,6 +49,17 @@ def _listen() -> str:
         sock.bind(("0.0.0.0", 0))
         sock.listen()
         return endpoint(sock.getsockname()).partition(":")[0]
+
+
+def _listen_again(listener: list[socket.socket], port: int) -> str:
+    """Close the listener of the last time, and listen at the same port without SO_REUSEADDR."""
+    while listener:
+        listener.pop().close()
+    sock = socket.socket()
+    listener.append(sock)
+    sock.bind(("0.0.0.0", port))
+    sock.listen()
+    return endpoint(sock.getsockname()).partition(":")[0]
 
 
 def _loopback() -> str:
