@@ -95,6 +95,8 @@ class Containers:
     async def register(
         self, claim: messages.Register, container: states.ContainerState, fds: list[int]
     ) -> None:
+        # Between two lives of traps nobody is refused.
+        await self._traps.wait_until_connected()
         netns_fd, listener = fds
         cookie = container.workload
         if sum(len(workload.containers) for workload in self._registry) >= MAX_CONTAINERS:

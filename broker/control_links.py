@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 ANSWER_LIMIT_S = 5.0
+TRAPS_LIMIT_S = 8.0
+"""More than the keeper's longest pause before it starts traps again; less than slim-run waits."""
 
 _from_keeper: msgspec.msgpack.Decoder[messages.KeeperAnswer] = msgspec.msgpack.Decoder(
     messages.KeeperAnswer
@@ -180,6 +182,14 @@ class TrapsServer:
             self._disconnect()
             return False
         return True
+
+    async def wait_until_connected(self) -> None:
+        """Wait for a traps that is being started again; ControlError when none comes in time."""
+        try:
+            async with asyncio.timeout(TRAPS_LIMIT_S):
+                await self.connected.wait()
+        except TimeoutError:
+            raise ControlError("the trap process is not running") from None
 
     async def request(
         self, make: Callable[[int], messages.ToTraps], fds: tuple[int, ...] = ()

@@ -1,8 +1,8 @@
 """The two links of traps: questions and news to control, things to keep to the keeper.
 
-Control may come and go: while it is away every question is answered at once by what is lawful
-without it. A link that would block is dropped and made anew; everything control must know is
-announced again then.
+Control may come and go: while it is away every question is answered at once by the overlay, if
+that is lawful; if nothing is, the question waits a while for the successor. A link that would block
+is dropped and made anew; everything control must know is announced again then.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 
 RECONNECT_S = 0.2
 QUESTION_LIMIT_S = 10.0
+"""Also how long a call waits that cannot use the overlay."""
 _to_traps: msgspec.msgpack.Decoder[messages.ToTraps] = msgspec.msgpack.Decoder(messages.ToTraps)
 _from_keeper: msgspec.msgpack.Decoder[messages.KeeperAnswer] = msgspec.msgpack.Decoder(
     messages.KeeperAnswer
@@ -42,7 +43,7 @@ class Question:
     """A LookUp on its way, and everybody who waits for the answer."""
 
     key: FlowKey
-    token: int
+    look_up: messages.LookUp
     callbacks: list[Callable[[Flow], None]] = field(default_factory=list)
     timer: Timer | None = None
 
@@ -79,6 +80,8 @@ class Control:
         self.send(messages.TrapsHello(messages.PROTOCOL, os.getpid(), containers, idle))
         for listener in self.context.listeners:
             self.listener_up(listener)
+        for question in [*self._questions.values()]:
+            self.send(question.look_up)
 
     def send(self, message: messages.ToControl) -> bool:
         if self._channel is None:
@@ -99,9 +102,8 @@ class Control:
         """Ask once per key at a time; `on_answer` is called within the resolve budget."""
         question = self._by_key.get(key)
         if question is None:
-            question = Question(key, next(self._tokens))
             look_up = messages.LookUp(
-                question.token,
+                next(self._tokens),
                 key.workload,
                 packed16(key.source) if key.source is not None else None,
                 packed16(key.destination.address),
@@ -109,14 +111,16 @@ class Control:
                 pid,
                 retry,
             )
-            if not self.send(look_up):
+            if not self.send(look_up) and self._may_use_overlay(key):
                 on_answer(self._without_control(key, "control-down"))
                 return
-            self._questions[question.token] = self._by_key[key] = question
+            question = Question(key, look_up)
+            self._questions[look_up.token] = self._by_key[key] = question
         question.callbacks.append(on_answer)
         if question.timer is None:
             budget = self.context.settings.resolve_budget_ms / 1000
-            question.timer = self.context.loop.call_later(budget, lambda: self._expire(question))
+            limit = budget if self._may_use_overlay(key) else QUESTION_LIMIT_S
+            question.timer = self.context.loop.call_later(limit, lambda: self._expire(question))
 
     def _expire(self, question: Question) -> None:
         """The budget is spent: the callers go on, the question stays, for the next ones."""
@@ -127,7 +131,7 @@ class Control:
 
     def _abandon(self, question: Question) -> None:
         """An answer that comes so late never comes; the next caller asks anew."""
-        if self._questions.pop(question.token, None) is not None:
+        if self._questions.pop(question.look_up.token, None) is not None:
             del self._by_key[question.key]
             self._answer(question, self._without_control(question.key, "resolve-budget"))
 
@@ -135,14 +139,18 @@ class Control:
         """The workload is gone; one that comes in the same namespace is judged anew."""
         for key in [key for key in self._by_key if key.workload == workload]:
             question = self._by_key.pop(key)
-            self._questions.pop(question.token, None)
+            self._questions.pop(question.look_up.token, None)
             self._answer(question, self._without_control(key, "workload-gone"))
 
-    def _without_control(self, key: FlowKey, reason: str) -> Flow:
+    def _may_use_overlay(self, key: FlowKey) -> bool:
+        """Whether no verdict is needed: policy does not isolate the workload."""
         workload = self.context.workloads.get(key.workload)
-        if workload is None or workload.state.isolated_egress:
-            return DeniedFlow(self.context.settings.deny_errno, f"verdict not known: {reason}", 0)
-        return OverlayFlow(reason, "", 0)
+        return workload is not None and not workload.state.isolated_egress
+
+    def _without_control(self, key: FlowKey, reason: str) -> Flow:
+        if self._may_use_overlay(key):
+            return OverlayFlow(reason, "", 0)
+        return DeniedFlow(self.context.settings.deny_errno, f"verdict not known: {reason}", 0)
 
     def _answer(self, question: Question, flow: Flow) -> None:
         callbacks, question.callbacks = question.callbacks, []
@@ -210,10 +218,10 @@ class Control:
         self.context.loop.unwatch(self._channel.fileno(), self._watch)
         self._channel.close()
         self._channel = None
-        questions, self._questions = self._questions, {}
-        self._by_key.clear()
-        for question in questions.values():
-            self._answer(question, self._without_control(question.key, "control-down"))
+        for question in [*self._questions.values()]:
+            if self._may_use_overlay(question.key):
+                del self._questions[question.look_up.token], self._by_key[question.key]
+                self._answer(question, self._without_control(question.key, "control-down"))
         self.context.loop.call_later(RECONNECT_S, self.start)
 
 

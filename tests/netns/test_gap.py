@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from support.crashes import kill
 from support.polling import eventually
 from support.probes import gaps, peers
 from support.two_hosts import PATIENCE, Settings, TwoHosts, Workload
@@ -136,6 +137,21 @@ def test_the_overlay_is_no_way_round_a_policy_while_slimd_is_away(
     hosts.start_slimd("a")
     running.tell("slimd is back")
     assert running.result()["connect"].startswith("10.")
+    running.stop()
+
+
+def test_connect_of_an_isolated_workload_waits_for_a_control_that_was_killed(
+    hosts: TwoHosts, server: Workload
+) -> None:
+    """Nobody else knows the verdict, and the overlay is not lawful."""
+    isolated = hosts.workload("a", "waiting-isolated", kind="isolated")
+    running = isolated.probe(gaps.try_everything, server.address4, PORT)
+    assert running.result() == "ready"
+    kill(hosts, "a", "control")
+    running.tell("while control is away")
+    hosts.start_slimd("a")
+    assert running.result()["connect"].startswith("10.")
+    assert hosts.rows("a", "out", to=f"{server.address4}:{PORT}")
     running.stop()
 
 

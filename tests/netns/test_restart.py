@@ -18,7 +18,7 @@ from support.crashes import crash, is_running, kill, wait_until_whole
 from support.firewall import filtering
 from support.measuring import namespaces_held
 from support.polling import eventually
-from support.probes import listening, peers, sessions, visiting
+from support.probes import gaps, listening, peers, sessions, visiting
 from support.programs import start_nginx
 from support.two_hosts import BIN, Running, TwoHosts, Workload
 
@@ -192,6 +192,14 @@ def test_traps_that_is_stopped_again_and_again_fails_no_call(
     assert len(seen["done"]) == 8
 
 
+def test_program_that_starts_while_traps_is_away_waits_for_the_successor(
+    hosts: TwoHosts, client: Workload, greeting_server: Workload
+) -> None:
+    kill(hosts, "a", "traps")
+    seen = client.call(peers.visit, greeting_server.address4, PORT)
+    assert seen["peer"] == seen["client_name"]
+
+
 @pytest.mark.needs_program("nft")
 def test_connect_that_was_held_when_traps_was_killed_ends_well(
     hosts: TwoHosts, client: Workload, greeting_server: Workload
@@ -302,15 +310,25 @@ def test_container_that_ends_while_control_is_away_leaves_nothing_in_traps(
     assert hosts.status("a").workloads == others
 
 
-def test_release_ends_every_process_and_no_connection() -> None:
+def test_release_lets_programs_go_and_ends_with_the_last() -> None:
     with TwoHosts() as hosts:
-        client, server = hosts.workload("a", "client"), hosts.workload("b", "server")
+        client = hosts.workload("a", "client").under("--fail-open")
+        server = hosts.workload("b", "server")
         server.probe(peers.greet_server, "0.0.0.0", PORT).result()
         running = client.probe(peers.stay, server.address4, PORT)
         running.result()
-        pids = [hosts.pid("a", role) for role in ("control", "traps", "keeper")]
+        trying = client.probe(gaps.try_everything, server.address4, PORT)
+        assert trying.result() == "ready"
+        pids = [hosts.pid("a", role) for role in ("control", "traps")]
+        keeper = hosts.pid("a", "keeper")
         hosts.slimds["a"].slimctl("stop", "--release")
-        eventually(lambda: not any(map(is_running, pids)), "all three processes have ended")
+        eventually(lambda: not any(map(is_running, pids)), "control and traps have ended")
         running.tell("echo")
         assert running.result() == 1000
+        # Long before the gap limit.
+        trying.tell("over the overlay")
+        assert trying.result()["connect"].startswith("10.")
+        assert is_running(keeper)
         running.stop()
+        trying.stop()
+        eventually(lambda: not is_running(keeper), "the keeper has ended, too")
