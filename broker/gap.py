@@ -1,4 +1,5 @@
-"""Calls answered while there is no traps: the keeper's one rule, after `gap_limit_s` without any.
+"""Calls answered while there is no traps: the keeper's one rule, after `gap_limit_s` without any,
+or at once when slimd is gone for good (`slimctl stop --release`).
 
     a socket of the workload's own: it goes on natively; what slimd would have brokered goes over
                                     the overlay, or fails where that is not allowed; before a
@@ -152,6 +153,10 @@ class Gap:
         self._poll = select.epoll()
         self._containers: dict[int, Supervised] = {}
         self.is_open = False
+
+    def __len__(self) -> int:
+        """Containers that still have processes, while it is open."""
+        return len(self._containers)
 
     def fileno(self) -> int:
         """Readable when a call waits for an answer."""

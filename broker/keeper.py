@@ -20,7 +20,7 @@ import subprocess
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 
@@ -33,7 +33,7 @@ from slim.broker.listeners import ListenerRecord
 from slim.broker.local import messages, seqpacket, states
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +49,7 @@ GAP_LIMIT_S = 30.0
 _decoder: msgspec.msgpack.Decoder[messages.KeeperRequest] = msgspec.msgpack.Decoder(
     messages.KeeperRequest
 )
+_State = TypeVar("_State", bound=msgspec.Struct)
 _Client = seqpacket.Channel[messages.KeeperRequest]
 
 
@@ -159,7 +160,8 @@ class Keeper:
         self._serving_pid = 0
         """The traps that has fetched what it needs, and answers calls."""
         self._selector.register(self._gap, selectors.EVENT_READ, None)
-        self._running = True
+        self._is_released = False
+        """slimd is gone for good: this ends with the last container."""
         # Signals end the wait: SIGCHLD to look after traps.
         self._wake_reader, self._wake_writer = socket.socketpair()
         for end in (self._wake_reader, self._wake_writer):
@@ -172,7 +174,7 @@ class Keeper:
         self._selector.register(self._wake_reader, selectors.EVENT_READ, None)
 
     def run(self) -> None:
-        while self._running:
+        while not (self._is_released and not len(self._gap)):
             for key, _ in self._selector.select(self._wait_s()):
                 if key.fileobj is self._listener:
                     self._accept()
@@ -206,11 +208,16 @@ class Keeper:
         at = self._gap_at()
         if at is None or self._gap.is_open or time.monotonic() < at:
             return
-        self._gap.begin(self._containers())
+        self._begin_gap()
         log.error(
             "no traps for %g s: calls go over the overlay, or fail where that is not allowed",
             self._gap_limit_s,
         )
+
+    def _begin_gap(self) -> None:
+        # Whatever it is that runs now: the next traps to fetch is the one that serves.
+        self._serving_pid = 0
+        self._gap.begin(self._containers())
 
     def _close_gap(self) -> None:
         if self._gap.is_open:
@@ -219,27 +226,28 @@ class Keeper:
 
     def _containers(self) -> list[tuple[int, states.WorkloadState]]:
         """Every seccomp listener, lent, with its workload."""
-        decode = msgspec.msgpack.decode
         workloads = {
-            state.cookie: state
-            for name, kept in self._kept.items()
-            if name.startswith("workload/")
-            for state in [decode(kept.meta, type=states.WorkloadState)]
+            state.cookie: state for _, state in self._read("workload/", states.WorkloadState)
         }
         return [
             (kept.fds[0], workloads[state.workload])
-            for name, kept in self._kept.items()
-            if name.startswith("container/") and kept.fds
-            for state in [decode(kept.meta, type=states.ContainerState)]
-            if state.workload in workloads
+            for kept, state in self._read("container/", states.ContainerState)
+            if kept.fds and state.workload in workloads
         ]
+
+    def _read(self, prefix: str, kind: type[_State]) -> Iterator[tuple[Kept, _State]]:
+        """Everything kept under names that start so, with what its bytes say."""
+        for name, kept in [*self._kept.items()]:
+            if name.startswith(prefix):
+                try:
+                    yield kept, msgspec.msgpack.decode(kept.meta, type=kind)
+                except msgspec.DecodeError as error:
+                    # Whatever was stored, the keeper must go on holding the rest.
+                    log.error("%s is not understood: %s", name, error)
 
     def _vacate(self, workload: int, port: int) -> None:
         """Close retained listeners whose programs have ended: nobody else looks after them now."""
-        for name, kept in [*self._kept.items()]:
-            if not name.startswith("retained/"):
-                continue
-            listener = msgspec.msgpack.decode(kept.meta, type=ListenerRecord)
+        for _, listener in self._read("retained/", ListenerRecord):
             if (listener.workload, listener.port) != (workload, port):
                 continue
             try:
@@ -248,7 +256,7 @@ class Keeper:
                 log.warning("listener %s: not known whether it lives: %s", listener.local, error)
                 continue
             if not is_alive:
-                self._forget(name)
+                self._forget(f"retained/{listener.cookie}")
 
     # --- clients ------------------------------------------------------------------------------
 
@@ -305,6 +313,7 @@ class Keeper:
                     self._close_gap()
                 self._answer_fetch(client, request)
             case messages.StartTraps():
+                self._is_released = False
                 self._gap_limit_s = request.gap_limit_s
                 self._traps.want(request.argv)
                 client.send(messages.Done(request.token))
@@ -312,11 +321,21 @@ class Keeper:
                 self._traps.stop()
                 client.send(messages.Done(request.token))
             case messages.Release():
-                self._traps.stop()
-                self._running = False
+                self._release()
                 client.send(messages.Done(request.token))
         for fd in fds:
             os.close(fd)
+
+    def _release(self) -> None:
+        """Containers that still run are let go: from now on their calls take the overlay."""
+        self._traps.stop()
+        self._is_released = True
+        # Plain peers are refused from now on, and not left waiting.
+        for name in [name for name in self._kept if name.startswith("retained/")]:
+            self._forget(name)
+        if not self._gap.is_open:
+            self._begin_gap()
+        log.info("released; %d containers are left", len(self._gap))
 
     def _forget(self, name: str) -> None:
         kept = self._kept.pop(name, None)

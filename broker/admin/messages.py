@@ -36,7 +36,7 @@ class GetPlugins(AdminMessage, frozen=True):
 
 
 class Stop(AdminMessage, frozen=True):
-    """End slimd; with `release` also the keeper, after which trapped calls get ENOSYS."""
+    """End slimd; with `release` for good: the keeper ends with the last container."""
 
     release: bool = False
     protocol: int = PROTOCOL

@@ -17,7 +17,7 @@ LIMIT_S = 5.0
 @click.option(
     "--release",
     is_flag=True,
-    help="End the keeper too: calls of containers that still run fail with ENOSYS from then on.",
+    help="For good: containers that still run use the overlay, and the keeper ends with the last.",
 )
 @click.pass_obj
 def stop(run_dir: Path, release: bool) -> None:

@@ -134,7 +134,7 @@ class StopTraps(Message, frozen=True):
 
 
 class Release(Message, frozen=True):
-    """End traps and the keeper; trapped calls of running containers get ENOSYS from then on."""
+    """End traps, and the keeper with the last container: until then it answers calls itself."""
 
     token: int
 
