@@ -165,10 +165,10 @@ def test_calls_held_by_a_killed_traps_are_answered_by_its_successor(
     load.tell("stop")
     seen = load.result()
     assert seen["wrong"] == []
-    # Killed inside an accept, traps loses the connection in hand, and with it those whose records
-    # were not complete. Nothing else is to be seen: no ENOSYS, no thread whose call never ended.
+    # Killed inside an accept, traps loses the connection in hand. Nothing else is to be seen:
+    # no ENOSYS, no thread whose call never ended.
     assert set(seen["errors"]) <= {"ECONNRESET", "closed"}, seen["errors"]
-    assert sum(seen["errors"].values()) <= 2 * kills * threads
+    assert sum(seen["errors"].values()) <= kills
     assert len(seen["done"]) == threads
 
 
