@@ -31,7 +31,9 @@ log = logging.getLogger(__name__)
 
 RECONNECT_S = 0.2
 QUESTION_LIMIT_S = 10.0
-"""Also how long a call waits that cannot use the overlay."""
+VERDICT_LIMIT_S = 5.0
+"""How long a call waits that may not use the overlay: a slimd that is started again answers in
+time, and a program is held no longer than by a lost SYN or two."""
 _to_traps: msgspec.msgpack.Decoder[messages.ToTraps] = msgspec.msgpack.Decoder(messages.ToTraps)
 _from_keeper: msgspec.msgpack.Decoder[messages.KeeperAnswer] = msgspec.msgpack.Decoder(
     messages.KeeperAnswer
@@ -99,7 +101,10 @@ class Control:
     def ask(
         self, key: FlowKey, pid: int, on_answer: Callable[[Flow], None], *, retry: bool
     ) -> None:
-        """Ask once per key at a time; `on_answer` is called within the resolve budget."""
+        """Ask once per key at a time; `on_answer` is called within the resolve budget.
+
+        Where only a verdict will do: within VERDICT_LIMIT_S.
+        """
         question = self._by_key.get(key)
         if question is None:
             look_up = messages.LookUp(
@@ -119,7 +124,7 @@ class Control:
         question.callbacks.append(on_answer)
         if question.timer is None:
             budget = self.context.settings.resolve_budget_ms / 1000
-            limit = budget if self._may_use_overlay(key) else QUESTION_LIMIT_S
+            limit = budget if self._may_use_overlay(key) else VERDICT_LIMIT_S
             question.timer = self.context.loop.call_later(limit, lambda: self._expire(question))
 
     def _expire(self, question: Question) -> None:
