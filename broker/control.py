@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import logging
 import os
 import sys
@@ -26,7 +25,7 @@ from slim.broker.containers import Containers
 from slim.broker.control_admin import ControlAdmin
 from slim.broker.control_links import KeeperClient, TrapsServer
 from slim.broker.discovery_choice import Discovery
-from slim.broker.endpoints import Endpoint, from_packed16, packed16
+from slim.broker.endpoints import packed16
 from slim.broker.errors import ConfigError, ControlError
 from slim.broker.inbound import Inbound
 from slim.broker.keeper_start import connect_keeper, make_settings
@@ -52,17 +51,19 @@ from slim.broker.run_directory import claim
 from slim.broker.run_server import RunServer
 from slim.broker.sources import open_sources
 from slim.broker.survey import Survey
+from slim.broker.tasks import Tasks
+from slim.broker.traps_news import TrapsNews
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine
-
     from slim.broker.config import BrokerConfig
-    from slim.broker.endpoints import Address
+    from slim.broker.endpoints import Address, Endpoint
     from slim.broker.sources import Sources
 
 log = logging.getLogger(__name__)
 
 TRAPS_START_LIMIT_S = 10.0
+STOP_LIMIT_S = 1.0
+"""A keeper that hangs does not keep slimd from ending."""
 _encode = msgspec.msgpack.encode
 
 
@@ -77,8 +78,7 @@ class Control:
         self._release = False
         self._keeper_is_gone = False
         self.counters: Counter[str] = Counter()
-        self._traps_counters: dict[str, int] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = Tasks(self._on_task_failed)
         plugins = make_plugins(config)
         if trace_hooks:
             plugins.trace()
@@ -97,6 +97,7 @@ class Control:
         self._inbound: Inbound
         self._peering: Peering
         self._containers: Containers
+        self._news: TrapsNews
         self._survey: Survey
         self._revocation: Revocation
         self._reloading: Reloading
@@ -146,7 +147,7 @@ class Control:
 
     def reload_soon(self) -> None:
         """SIGHUP; what comes of it is in the log."""
-        self._spawn(self._reload_and_log())
+        self._tasks.spawn(self._reload_and_log())
 
     async def _reload_and_log(self) -> None:
         try:
@@ -170,7 +171,7 @@ class Control:
         self._sources = await open_sources(self._keeper)
         undo.callback(self._sources.close)
         # A traps that runs already may speak from here on: no await until all it needs is made.
-        self._traps = TrapsServer(str(run_dir / "traps.sock"), self._on_traps, self._on_traps_hello)
+        self._traps = TrapsServer(str(run_dir / "traps.sock"), self._take_news)
         undo.callback(self._traps.close)
         lifetime = config.limits.flow_lifetime_s
         self._keys = AdmissionKeys(self._traps, lifetime_s=lifetime)
@@ -213,10 +214,21 @@ class Control:
         self._containers = Containers(
             self._registry, self._keeper, self._traps, self._inbound, self._invalidate
         )
+        self._news = TrapsNews(
+            registry=self._registry,
+            containers=self._containers,
+            inbound=self._inbound,
+            resolver=self._resolver,
+            revocation=self._revocation,
+            paths=self._paths,
+            traps=self._traps,
+            tasks=self._tasks,
+            invalidate=self._invalidate,
+        )
         await self._containers.restore(held)
         if not processes.traps_pid:
             await self._revocation.prepare()
-        undo.callback(self._spawn(self._revocation.run(), is_vital=True).cancel)
+        undo.callback(self._tasks.spawn(self._revocation.run(), is_vital=True).cancel)
         await self._start_traps()
         discovery = Discovery(self._host, self._registry, self._resolver, self._containers)
         inputs = config, self._registry.plugins, self._credentials
@@ -265,7 +277,7 @@ class Control:
         )
         await self._admin.start(run_dir / "admin.sock")
         undo.push_async_callback(self._admin.close)
-        undo.callback(self._spawn(self._survey.sweep()).cancel)
+        undo.callback(self._tasks.spawn(self._survey.sweep()).cancel)
         self._is_ready = True
 
     async def _listen_for_peers(self, endpoint: Endpoint) -> None:
@@ -279,11 +291,11 @@ class Control:
             ) from None
 
     async def _end_processes(self) -> None:
-        with contextlib.suppress(ControlError):
-            if self._release:
-                await self._keeper.release()
-            else:
-                await self._keeper.stop_traps()
+        try:
+            async with asyncio.timeout(STOP_LIMIT_S):
+                await (self._keeper.release() if self._release else self._keeper.stop_traps())
+        except (ControlError, TimeoutError):
+            log.warning("the keeper does not answer; the trap process may run on")
         self._keeper.close()
 
     # --- keeper and traps ---------------------------------------------------------------------
@@ -319,47 +331,8 @@ class Control:
         await self._keeper.start_traps(argv, self._config.limits.gap_limit_s)
         return settings
 
-    def _on_traps_hello(self, hello: messages.TrapsHello) -> None:
-        for workload in self._registry:
-            # traps announces the listeners that live.
-            workload.listeners.clear()
-        self._spawn(self._containers.compare(hello.containers, hello.idle))
-        self.counters["traps_connected"] += 1
-        # It may have missed what its predecessor was told last.
-        self._revocation.judge_again()
-
-    def _on_traps(self, message: messages.ToControl) -> None:
-        match message:
-            case messages.LookUp():
-                self._spawn(self._look_up(message))
-            case messages.ListenerUp():
-                self._on_listener(message.workload, message.port, message)
-            case messages.ListenerGone():
-                workload = self._registry.workloads.get(message.workload)
-                listener = workload.listeners.pop(message.cookie, None) if workload else None
-                if listener is not None:
-                    self._on_listener(message.workload, listener.port, None)
-            case messages.ContainerGone():
-                self._spawn(self._containers.gone(message.container))
-            case messages.PathFailed():
-                endpoint = Endpoint(from_packed16(message.host_address), message.host_port)
-                code = errno.errorcode.get(message.errno, str(message.errno))
-                self._paths.failed(endpoint, code)
-            case messages.TrapsCounters():
-                self._traps_counters = message.counters
-            case messages.TrapsHello() | messages.Done():
-                return
-
-    async def _look_up(self, asked: messages.LookUp) -> None:
-        self.counters["lookups"] += 1
-        self._traps.send(await self._resolver.look_up(asked))
-
-    def _on_listener(self, cookie: int, port: int, listener: messages.ListenerUp | None) -> None:
-        """A listener came or went: whoever was told otherwise must hear it."""
-        workload = self._registry.workloads.get(cookie)
-        if workload is not None and listener is not None:
-            workload.listeners[listener.cookie] = listener
-        self._invalidate(self._inbound.take_askers(cookie, port), port)
+    def _take_news(self, message: messages.ToControl) -> None:
+        self._news.take(message)
 
     def _invalidate(self, askers: dict[str, set[Address]], port: int) -> None:
         for peer, addresses in askers.items():
@@ -370,31 +343,20 @@ class Control:
                 elif self._links is not None:
                     self._links.send(peer, peer_messages.Invalidate(packed, port))
 
-    def _spawn(
-        self, work: Coroutine[None, None, None], *, is_vital: bool = False
-    ) -> asyncio.Task[None]:
-        task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(lambda task: self._on_task_done(task, is_vital=is_vital))
-        return task
-
-    def _on_task_done(self, task: asyncio.Task[None], *, is_vital: bool) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and task.exception() is not None:
-            self.counters["internal_errors"] += 1
-            log.error("a task failed", exc_info=task.exception())
-            if is_vital:
-                # Without it a change of policy would be in force for new connections only.
-                log.critical("slimd ends, since policy is not enforced any more")
-                self.stop()
+    def _on_task_failed(self, is_vital: bool) -> None:
+        self.counters["internal_errors"] += 1
+        if is_vital:
+            # Without it a change of policy would be in force for new connections only.
+            log.critical("slimd ends, since policy is not enforced any more")
+            self.stop()
 
     def _all_counters(self) -> dict[str, int]:
-        counted = [self.counters, self._containers.counters, self._resolver.counters]
-        counted += [self._inbound.counters, self._revocation.counters]
+        counted = [self.counters, self._news.counters, self._containers.counters]
+        counted += [self._resolver.counters, self._inbound.counters, self._revocation.counters]
         if self._links is not None:
             counted += [self._links.counters, self._peering.counters]
         return {
             **{name: count for counters in counted for name, count in counters.items()},
-            **{f"traps_{name}": count for name, count in self._traps_counters.items()},
+            **{f"traps_{name}": count for name, count in self._news.traps_counters.items()},
             "policy_epoch": self._registry.epoch,
         }

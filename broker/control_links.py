@@ -149,14 +149,9 @@ class KeeperClient:
 class TrapsServer:
     """Where traps connects; one traps at a time. Owns both sockets."""
 
-    def __init__(
-        self,
-        path: str,
-        on_message: Callable[[messages.ToControl], None],
-        on_hello: Callable[[messages.TrapsHello], None],
-    ) -> None:
+    def __init__(self, path: str, on_message: Callable[[messages.ToControl], None]) -> None:
+        """`on_message` takes all but answers; a hello comes before anything else of a traps."""
         self._on_message = on_message
-        self._on_hello = on_hello
         self._requests = _Requests("the trap process")
         self._channel: seqpacket.Channel[messages.ToControl] | None = None
         self._listener = seqpacket.listen(path, mode=0o600)
@@ -227,7 +222,7 @@ class TrapsServer:
                     self._disconnect()
                     return
                 self.pid = message.pid
-                self._on_hello(message)
+                self._on_message(message)
                 self.connected.set()
             case messages.Done():
                 self._requests.done(message.token, error=message.error)

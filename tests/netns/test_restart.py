@@ -25,6 +25,8 @@ from support.two_hosts import BIN, Running, TwoHosts, Workload
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from lab.processes import Process
+
 pytestmark = [pytest.mark.needs_root, pytest.mark.needs_netns]
 
 PORT = 8000
@@ -240,22 +242,37 @@ def test_sigterm_ends_slimd_within_two_seconds_and_leaves_the_keeper(
     running.stop()
 
 
-def test_second_sigterm_ends_a_slimd_that_cannot_stop_at_once(hosts: TwoHosts) -> None:
+@contextlib.contextmanager
+def beside_a_hung_keeper(hosts: TwoHosts) -> Iterator[Process]:
+    """A slimd on host b whose keeper does not answer; afterwards another runs with that keeper."""
     wait_until_whole(hosts, "b")
-    control, keeper = hosts.pid("b", "control"), hosts.pid("b", "keeper")
-    # The keeper is to end traps, and does not answer.
+    os.kill(hosts.pid("b", "control"), signal.SIGTERM)
+    slimd = hosts.start_slimd("b")
+    wait_until_whole(hosts, "b")
+    keeper = hosts.pid("b", "keeper")
     os.kill(keeper, signal.SIGSTOP)
     try:
-        os.kill(control, signal.SIGTERM)
-        eventually(lambda: not hosts.answers("b"), "it takes no administrators any more", 4)
-        assert is_running(control)
-        os.kill(control, signal.SIGTERM)
-        eventually(lambda: not is_running(control), "it is gone", 1)
+        yield slimd
     finally:
         os.kill(keeper, signal.SIGCONT)
     hosts.start_slimd("b")
     wait_until_whole(hosts, "b")
     assert hosts.pid("b", "keeper") == keeper
+
+
+def test_sigterm_ends_slimd_within_two_seconds_beside_a_keeper_that_hangs(hosts: TwoHosts) -> None:
+    with beside_a_hung_keeper(hosts) as slimd:
+        os.kill(slimd.pid, signal.SIGTERM)
+        assert slimd.wait(2) == 0
+    assert "the keeper does not answer" in slimd.log.read_text()
+
+
+def test_second_sigterm_ends_slimd_at_once(hosts: TwoHosts) -> None:
+    with beside_a_hung_keeper(hosts) as slimd:
+        os.kill(slimd.pid, signal.SIGTERM)
+        eventually(lambda: not hosts.answers("b"), "it takes no administrators any more", 1)
+        os.kill(slimd.pid, signal.SIGTERM)
+        assert slimd.wait(1) == 128 + signal.SIGTERM
 
 
 def test_second_slimd_on_the_same_directory_is_refused_and_harms_nothing(
