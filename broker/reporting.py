@@ -16,20 +16,18 @@ from slim.broker.admin import messages as admin
 from slim.broker.connections import ConnectionRecord, read_records
 from slim.broker.kernel.namespaces import in_namespace
 from slim.broker.kernel.pidfd import command_name
-from slim.broker.kernel.sock_diag import TcpSocket, dump_tcp
+from slim.broker.kernel.sock_diag import LIVE_STATES, TcpSocket, dump_tcp
 from slim.broker.listeners import ListenerRecord, read_listeners
 from slim.broker.slots import SlotStore
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     from slim.broker.endpoints import Endpoint
     from slim.broker.local.states import ContainerState
     from slim.broker.registry import Registry, Workload
 
 log = logging.getLogger(__name__)
-
-DENIED_KEPT_S = 60.0
 
 
 @dataclass(slots=True)
@@ -39,7 +37,7 @@ class Snapshot:
     records: list[ConnectionRecord]
     listeners: list[ListenerRecord]
     sockets: dict[int, TcpSocket]
-    """By cookie; of the host and of every workload that has a record."""
+    """By cookie; of the host and of every workload that has a record, none in TIME_WAIT."""
 
 
 class Records:
@@ -55,11 +53,15 @@ class Records:
         """Every record; 4 ms per thousand."""
         return [*read_records(self._store)]
 
+    def each(self) -> Iterator[ConnectionRecord]:
+        """Every record, one at a time."""
+        return read_records(self._store)
+
     def snapshot(self, registry: Registry) -> Snapshot:
         """Takes milliseconds per thousand connections: run it beside the event loop."""
         records = [*read_records(self._store)]
         listeners = [*read_listeners(self._store)]
-        sockets = {sock.cookie: sock for sock in dump_tcp()}
+        sockets = {sock.cookie: sock for sock in dump_tcp(states=LIVE_STATES)}
         for cookie in {record.workload for record in records if record.path != "fast"}:
             workload = registry.workloads.get(cookie)
             if workload is not None:
@@ -77,7 +79,7 @@ def find_sockets(registry: Registry, records: Iterable[ConnectionRecord]) -> dic
     for place, cookies in wanted.items():
         workload = registry.workloads.get(place) if place is not None else None
         if place is None:
-            sockets = dump_tcp(cookies=cookies)
+            sockets = dump_tcp(states=LIVE_STATES, cookies=cookies)
         else:
             sockets = _dump_in(workload, cookies) if workload is not None else []
         found.update({sock.cookie: sock for sock in sockets})
@@ -87,34 +89,10 @@ def find_sockets(registry: Registry, records: Iterable[ConnectionRecord]) -> dic
 def _dump_in(workload: Workload, cookies: set[int] | None = None) -> list[TcpSocket]:
     try:
         with in_namespace(workload.netns_fd):
-            return dump_tcp(cookies=cookies)
+            return dump_tcp(states=LIVE_STATES, cookies=cookies)
     except OSError as error:
         log.debug("sockets of %s not listed: %s", workload.state.name, error)
         return []
-
-
-class Gone:
-    """Which records may be forgotten: gone from sock_diag in two looks running."""
-
-    def __init__(self) -> None:
-        self._missing: set[int] = set()
-
-    def find(self, snapshot: Snapshot) -> list[int]:
-        now = time.time()
-        missing = set()
-        gone = []
-        for record in snapshot.records:
-            if record.path == "denied":
-                # The clock may have been set back since.
-                if not 0 <= now - record.created <= DENIED_KEPT_S:
-                    gone.append(record.cookie)
-            elif record.cookie not in snapshot.sockets:
-                if record.cookie in self._missing:
-                    gone.append(record.cookie)
-                else:
-                    missing.add(record.cookie)
-        self._missing = missing
-        return gone
 
 
 def list_connections(snapshot: Snapshot, registry: Registry) -> admin.Connections:

@@ -16,6 +16,7 @@ from slim.broker.admission.keyring import read_flows
 from slim.broker.errors import ControlError
 from slim.broker.local import messages
 from slim.broker.slots import SlotStore
+from slim.broker.sweeping import Living, Sweep
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -47,18 +48,21 @@ class Survey:
 
     async def sweep(self) -> None:
         """Tell traps which connections are over."""
-        gone = reporting.Gone()
+        sweep = Sweep()
         while True:
             await asyncio.sleep(SWEEP_EVERY_S)
             try:
-                snapshot = await self.snapshot()
+                records = await self._open_records()
+                if records is None:
+                    continue
+                living = Living(self._registry)
+                cookies = await asyncio.to_thread(sweep.find, records.each(), living.has)
+            except ControlError:
+                continue
             except OSError as error:
                 # No fd or memory for a look: the next one may have it.
                 log.warning("connections that are over are not looked for: %s", error)
                 continue
-            if snapshot is None:
-                continue
-            cookies = gone.find(snapshot)
             for start in range(0, len(cookies), COOKIES_PER_MESSAGE):
                 self._traps.send(
                     messages.ForgetConnections(cookies[start : start + COOKIES_PER_MESSAGE])

@@ -37,6 +37,8 @@ SOCKETS = (SOCK_DIAG_BY_FAMILY, TCPDIAG_GETSOCK)
 ALL_STATES = 0xFFF
 """Masks are of 1 << state."""
 LISTEN_STATES = 1 << 10
+LIVE_STATES = ALL_STATES & ~(1 << 6)
+"""All but TIME_WAIT, which no program has a descriptor of."""
 STATE_NAMES = {
     1: "estab",
     2: "syn-sent",

@@ -17,6 +17,7 @@ from slim.broker.kernel.inet_diag import (
     ALL_STATES,
     DPORT_OFFSET,
     LISTEN_STATES,
+    LIVE_STATES,
     SOCKETS,
     SPORT_OFFSET,
     STATE_NAMES,
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ALL_STATES",
     "LISTEN_STATES",
+    "LIVE_STATES",
     "STATE_NAMES",
     "ListenerDeaths",
     "TcpSocket",

@@ -85,17 +85,9 @@ def wait_until_back(watched: Watched, before: dict[tuple[str, str], Holdings]) -
 
 
 def check_memory(watched: Watched, before: dict[tuple[str, str], Holdings]) -> None:
-    """Traps and keeper have not grown, but for what allocators and caches of a fixed size take.
-
-    Control lists all sockets of the host, and keeps room for as many as there were at once: those
-    in TIME_WAIT, a minute's worth, among them.
-    """
+    """Nobody has grown, but for what allocators and caches of a fixed size take."""
     after = watched.holdings()
-    growth = {
-        key: after[key].anonymous_kib - before[key].anonymous_kib
-        for key in before
-        if key[1] != "control"
-    }
+    growth = {key: after[key].anonymous_kib - before[key].anonymous_kib for key in before}
     assert all(grown < MOST_GROWTH_KIB for grown in growth.values()), growth
 
 

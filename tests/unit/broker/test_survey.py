@@ -5,16 +5,22 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import socket
 import time
 from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
-from slim.broker import reporting, survey
+from slim.broker import survey
 from slim.broker.connections import ConnectionRecord, pack
+from slim.broker.kernel.socket_options import read_cookie
+from slim.broker.registry import Registry
 from slim.broker.survey import Survey
+from slim.broker.sweeping import DENIED_KEPT_S, Living, Sweep
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from slim.broker.local import messages
 
 NOW = 1_000_000.0
@@ -54,14 +60,18 @@ def test_a_look_that_fails_does_not_end_the_sweep(monkeypatch: pytest.MonkeyPatc
     watched = Survey(cast("Any", None), cast("Any", None), cast("Any", traps))
     looks = 0
 
-    async def snapshot() -> reporting.Snapshot:
-        nonlocal looks
-        looks += 1
-        if looks < 3:
-            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
-        return reporting.Snapshot([record(9)], [], {})
+    class Records:
+        def each(self) -> Iterator[ConnectionRecord]:
+            nonlocal looks
+            looks += 1
+            if looks < 3:
+                raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+            yield record(9)
 
-    monkeypatch.setattr(watched, "snapshot", snapshot)
+    async def open_records() -> Records:
+        return Records()
+
+    monkeypatch.setattr(watched, "_open_records", open_records)
 
     async def sweep_until_forgotten() -> None:
         sweep = asyncio.create_task(watched.sweep())
@@ -76,9 +86,27 @@ def test_a_look_that_fails_does_not_end_the_sweep(monkeypatch: pytest.MonkeyPatc
     assert traps.forgotten[0] == 9
 
 
+def never_alive(record: ConnectionRecord) -> bool:
+    return False
+
+
+def always_alive(record: ConnectionRecord) -> bool:
+    return True
+
+
+def test_a_connection_is_over_when_two_looks_running_miss_it() -> None:
+    """In one look its record may be newer than the list of sockets."""
+    sweep = Sweep()
+    found = [
+        sweep.find([record(9)], is_alive)
+        for is_alive in (never_alive, always_alive, never_alive, never_alive)
+    ]
+    assert found == [[], [], [], [9]]
+
+
 @pytest.mark.parametrize(
     ("created", "is_gone"),
-    [(NOW - 1, False), (NOW - reporting.DENIED_KEPT_S - 1, True), (NOW + 3600, True)],
+    [(NOW - 1, False), (NOW - DENIED_KEPT_S - 1, True), (NOW + 3600, True)],
     ids=["recent", "old", "the clock was set back"],
 )
 def test_a_refusal_is_listed_for_a_while(
@@ -86,5 +114,13 @@ def test_a_refusal_is_listed_for_a_while(
 ) -> None:
     monkeypatch.setattr(time, "time", lambda: NOW)
     refused = record(9, path="denied", created=created)
-    found = reporting.Gone().find(reporting.Snapshot([refused], [], {}))
-    assert found == ([9] if is_gone else [])
+    assert Sweep().find([refused], never_alive) == ([9] if is_gone else [])
+
+
+def test_sockets_are_looked_for_where_their_connection_is() -> None:
+    """A connection on the overlay is in its workload's namespace, which is gone here."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        cookie = read_cookie(listener)
+        living = Living(Registry((), cast("Any", None)))
+        assert living.has(record(cookie))
+        assert not living.has(record(cookie, path="fallback"))
