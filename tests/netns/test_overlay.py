@@ -98,6 +98,23 @@ def test_containers_of_two_hosts_reach_each_other(
     assert send(other_container, container, "fd77:0:0:1::1") == "fd77:0:0:2::1 200000"
 
 
+def test_an_overlay_may_be_without_ipv4(
+    hosts: tuple[Host, Host], container: str, other_container: str
+) -> None:
+    first, second = hosts
+    for host, peer, subnet, netns in (
+        (first, second, "fd77:0:0:1::/64", container),
+        (second, first, "fd77:0:0:2::/64", other_container),
+    ):
+        host.succeed(
+            f"create web --network6 fd77::/48 --subnet6 {subnet} --underlay {host.address6}",
+            f"join web --peer {peer.address6}",
+            f"attach web --netns {netns}",
+        )
+    assert send(container, other_container, "fd77:0:0:2::1") == "fd77:0:0:1::1 200000"
+    assert addresses_of(container, "eth0") == {"fd77:0:0:1::1/48"}
+
+
 def test_containers_of_one_host_reach_each_other(
     host: Host, container: str, other_container: str
 ) -> None:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from lab.commands import run
-from lab.hosts import Container, Host, Lab
+from lab.hosts import OVERLAY4, OVERLAY6, Container, Host, Lab
 from lab.machines import Machine
 from lab.places import Place, enter_network
 from lab.processes import Process
@@ -53,6 +53,8 @@ class Settings:
     more: str = ""
     """Tables for the end of its configuration; without [limits] it gets PATIENCE."""
     ports: str = "20000-29999"
+    overlay: tuple[str, ...] = ()
+    """The overlay's networks, if not those of the lab."""
     networks: tuple[str, ...] = ()
     """What its certificate is for, if not the host's own overlay networks."""
     is_absent: bool = False
@@ -69,6 +71,10 @@ class ConfiguredSlimd(Slimd):
         super()._configure()
         settings, path = self._settings, self._machine.path("/etc/slim/slimd.toml")
         text = path.read_text().replace('"20000-29999"', f'"{settings.ports}"')
+        if settings.overlay:
+            theirs = json.dumps([*settings.overlay])
+            text = text.replace(f'networks = ["{OVERLAY4}", "{OVERLAY6}"]', f"networks = {theirs}")
+            assert theirs in text
         patience = "" if "[limits]" in settings.more else PATIENCE
         path.write_text(text + patience + settings.more)
         if settings.networks:
