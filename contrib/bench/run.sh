@@ -1,6 +1,7 @@
 #!/bin/bash
 # The benchmark, from a fresh Debian 12, as root: installs what is missing (apt, pip), then measures.
 # Options: --help; --quick shows in two minutes that everything works, all of it takes an hour.
+# `run.sh start [--help]` measures slim-run instead, in a minute.
 
 # shellcheck source=contrib/setup.sh
 . "$(dirname "${BASH_SOURCE[0]}")/../setup.sh"
@@ -9,4 +10,9 @@ slim_require_root
 slim_install_packages "${SLIM_BASE_PACKAGES[@]}" "${SLIM_PROGRAM_PACKAGES[@]}" gcc libc6-dev ethtool
 slim_make_environment
 export PYTHONPATH="$SLIM_ROOT/contrib" PYTHONDONTWRITEBYTECODE=1
-exec "$SLIM_VENV/bin/python" -m bench "$@"
+module=bench
+if [[ "${1:-}" == start ]]; then
+    module=bench.start
+    shift
+fi
+exec "$SLIM_VENV/bin/python" -m "$module" "$@"

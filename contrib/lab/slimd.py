@@ -111,6 +111,11 @@ class Slimd:
             self._process.stop(signal.SIGTERM)
         self._process = None
 
+    @property
+    def prefix(self) -> tuple[str, ...]:
+        """Words that enter its host's mounts and network."""
+        return self._machine.prefix
+
     def place(self, container: Container, workload: str) -> Place:
         """Where programs of the container run with Slim."""
         words = (_command("slim-run"), "--run-dir", RUN_DIR, "--workload", workload)
