@@ -57,10 +57,6 @@ class ControlAdmin:
         for endpoint, error in self.paths.failures().items():
             counters[f"path_failed {endpoint} {error}"] = 1
         workloads = [*self.registry]
-        snapshot = await self.survey.snapshot()
-        connections = 0
-        if snapshot is not None:
-            connections = sum(record.cookie in snapshot.sockets for record in snapshot.records)
         return admin.Status(
             version=reporting.own_version(),
             host=self.host,
@@ -93,7 +89,7 @@ class ControlAdmin:
             workloads=len(workloads),
             containers=sum(len(workload.containers) for workload in workloads),
             listeners=sum(len(workload.listeners) for workload in workloads),
-            connections=connections,
+            connections=await self.survey.count_open(),
             counters=counters,
         )
 

@@ -37,7 +37,7 @@ class Snapshot:
     records: list[ConnectionRecord]
     listeners: list[ListenerRecord]
     sockets: dict[int, TcpSocket]
-    """By cookie; of the host and of every workload that has a record, none in TIME_WAIT."""
+    """By cookie; of the host and of every workload that has a record."""
 
 
 class Records:
@@ -61,7 +61,7 @@ class Records:
         """Takes milliseconds per thousand connections: run it beside the event loop."""
         records = [*read_records(self._store)]
         listeners = [*read_listeners(self._store)]
-        sockets = {sock.cookie: sock for sock in dump_tcp(states=LIVE_STATES)}
+        sockets = {sock.cookie: sock for sock in dump_tcp()}
         for cookie in {record.workload for record in records if record.path != "fast"}:
             workload = registry.workloads.get(cookie)
             if workload is not None:
@@ -89,7 +89,7 @@ def find_sockets(registry: Registry, records: Iterable[ConnectionRecord]) -> dic
 def _dump_in(workload: Workload, cookies: set[int] | None = None) -> list[TcpSocket]:
     try:
         with in_namespace(workload.netns_fd):
-            return dump_tcp(states=LIVE_STATES, cookies=cookies)
+            return dump_tcp(cookies=cookies)
     except OSError as error:
         log.debug("sockets of %s not listed: %s", workload.state.name, error)
         return []

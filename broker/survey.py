@@ -14,6 +14,7 @@ from slim.broker import reporting
 from slim.broker.admin import messages as admin
 from slim.broker.admission.keyring import read_flows
 from slim.broker.errors import ControlError
+from slim.broker.kernel.sock_diag import LIVE_STATES
 from slim.broker.local import messages
 from slim.broker.slots import SlotStore
 from slim.broker.sweeping import Living, Sweep
@@ -67,6 +68,19 @@ class Survey:
                 self._traps.send(
                     messages.ForgetConnections(cookies[start : start + COOKIES_PER_MESSAGE])
                 )
+
+    async def count_open(self) -> int:
+        """Connections that are not over; those in TIME_WAIT are, for their programs."""
+        try:
+            records = await self._open_records()
+        except ControlError:
+            return 0
+        if records is None:
+            return 0
+        living = Living(self._registry, LIVE_STATES)
+        return await asyncio.to_thread(
+            lambda: sum(record.path != "denied" and living.has(record) for record in records.each())
+        )
 
     async def inbound_flows(self) -> list[InboundFlow]:
         """Who traps admits now."""

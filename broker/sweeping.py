@@ -11,7 +11,7 @@ import time
 from typing import TYPE_CHECKING
 
 from slim.broker.kernel.namespaces import in_namespace
-from slim.broker.kernel.sock_diag import cookies_alive
+from slim.broker.kernel.sock_diag import ALL_STATES, cookies_alive
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -27,8 +27,10 @@ DENIED_KEPT_S = 60.0
 class Living:
     """The cookies of all TCP sockets at one moment, by the namespace they are in."""
 
-    def __init__(self, registry: Registry) -> None:
+    def __init__(self, registry: Registry, states: int = ALL_STATES) -> None:
+        """`states`: a mask of 1 << state; others are not looked for."""
         self._registry = registry
+        self._states = states
         self._by_place: dict[int | None, set[int]] = {}
 
     def has(self, record: ConnectionRecord) -> bool:
@@ -41,13 +43,13 @@ class Living:
 
     def _look(self, place: int | None) -> set[int]:
         if place is None:
-            return cookies_alive()
+            return cookies_alive(states=self._states)
         workload = self._registry.workloads.get(place)
         if workload is None:
             return set()
         try:
             with in_namespace(workload.netns_fd):
-                return cookies_alive()
+                return cookies_alive(states=self._states)
         except OSError as error:
             log.debug("sockets of %s not listed: %s", workload.state.name, error)
             return set()

@@ -70,8 +70,8 @@ def settle(hosts: TwoHosts) -> None:
     """Wait until nothing of the clients is known any more."""
 
     def is_quiet() -> bool:
-        status = hosts.status("a")
-        return status.containers == 0 and not hosts.rows("a") and not hosts.rows("b", "in")
+        near, far = hosts.status("a"), hosts.status("b")
+        return (near.containers, near.connections, far.connections) == (0, 0, 0)
 
     eventually(is_quiet, "no container and no connection is known", 15)
 

@@ -255,8 +255,9 @@ def beside_a_hung_keeper(hosts: TwoHosts) -> Iterator[Process]:
         yield slimd
     finally:
         os.kill(keeper, signal.SIGCONT)
-    hosts.start_slimd("b")
-    wait_until_whole(hosts, "b")
+        slimd.stop()
+        hosts.start_slimd("b")
+        wait_until_whole(hosts, "b")
     assert hosts.pid("b", "keeper") == keeper
 
 
@@ -272,7 +273,8 @@ def test_second_sigterm_ends_slimd_at_once(hosts: TwoHosts) -> None:
         os.kill(slimd.pid, signal.SIGTERM)
         eventually(lambda: not hosts.answers("b"), "it takes no administrators any more", 1)
         os.kill(slimd.pid, signal.SIGTERM)
-        assert slimd.wait(1) == 128 + signal.SIGTERM
+        # The latter while Python itself ends.
+        assert slimd.wait(1) in (128 + signal.SIGTERM, -signal.SIGTERM)
 
 
 def test_second_slimd_on_the_same_directory_is_refused_and_harms_nothing(
