@@ -19,6 +19,7 @@ from slim.broker.errors import SlimError
 from slim.broker.guard.cleanup import clean_up
 from slim.broker.guard.places import instance_of
 from slim.broker.kernel import features
+from slim.broker.reload import make_plugins
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -63,15 +64,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
         check_host_ports(config)
         features.require()
         if options.check:
+            make_plugins(config)
             print(f"{config.path}: no mistake found")
             return
         logs.configure(config.log.level, config.log.format)
         raise_file_limit()
         asyncio.run(_serve(config, trace_hooks=options.trace_hooks))
     except SlimError as error:
-        print(f"slimd: {error.message}", file=sys.stderr)
-        if error.hint:
-            print(f"  hint: {error.hint}", file=sys.stderr)
+        for mistake in (error, *error.more):
+            print(f"slimd: {mistake.message}", file=sys.stderr)
+            if mistake.hint:
+                print(f"  hint: {mistake.hint}", file=sys.stderr)
         raise SystemExit(error.exit_code) from None
 
 

@@ -55,6 +55,13 @@ class Verdict:
 
     allow: bool
     rule: str
+    audit: bool = False
+    """With `allow`: `rule` would have denied, if it were not only watched. Counted and shown."""
+    provisional: bool = False
+    """With `allow`, at egress: it depends on whose the destination is, and this is not known yet.
+
+    Where it stays unknown, the flow is refused.
+    """
 
 
 DEFAULT_VERDICT = Verdict(allow=True, rule="default")
@@ -68,5 +75,5 @@ def combine(verdicts: Iterable[Verdict], default: Verdict = DEFAULT_VERDICT) -> 
     return min(verdicts, key=_strictness, default=default)
 
 
-def _strictness(verdict: Verdict) -> tuple[bool, str]:
-    return verdict.allow, verdict.rule
+def _strictness(verdict: Verdict) -> tuple[bool, bool, bool, str]:
+    return verdict.allow, not verdict.provisional, not verdict.audit, verdict.rule

@@ -9,7 +9,10 @@ from __future__ import annotations
 import functools
 import ipaddress
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 Address: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -111,3 +114,19 @@ class PortRange:
 def contains_any(networks: tuple[Network, ...], address: Address) -> bool:
     """Whether one of the networks holds the address (families compare as different)."""
     return any(address in network for network in networks)
+
+
+PORT_LABEL = "port.slim/"
+"""A workload declares that it calls a port `http` by the label `port.slim/http`, its number."""
+
+
+def named_ports(labels: Mapping[str, str]) -> dict[str, int]:
+    """The TCP ports that a workload declares by name; ValueError if one is no number of a port."""
+    found = {}
+    for key, value in labels.items():
+        if key.startswith(PORT_LABEL):
+            number = int(value) if value.isascii() and value.isdigit() else 0
+            if not 0 < number <= MAX_PORT:
+                raise ValueError(f"label {key}={value}: that is no port")
+            found[key.removeprefix(PORT_LABEL)] = number
+    return found

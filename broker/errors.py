@@ -9,17 +9,25 @@ from __future__ import annotations
 
 import errno as errno_names
 import os
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 
 class SlimError(Exception):
-    """Something the user can act on: what failed, on what, and `hint`, what to do about it."""
+    """Something the user can act on: what failed, on what, and `hint`, what to do about it.
+
+    `more` are further mistakes found in the same look; each is told like this one.
+    """
 
     exit_code = 1
 
-    def __init__(self, message: str, *, hint: str = "") -> None:
+    def __init__(self, message: str, *, hint: str = "", more: Sequence[SlimError] = ()) -> None:
         super().__init__(message)
         self.message = message
         self.hint = hint
+        self.more = tuple(more)
 
 
 class ConfigError(SlimError):

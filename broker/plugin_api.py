@@ -14,6 +14,7 @@ from slim.broker.endpoints import (
     PortRange,
     contains_any,
     from_packed16,
+    named_ports,
     packed16,
     parse_address,
 )
@@ -50,6 +51,7 @@ __all__ = [
     "PortRange",
     "contains_any",
     "from_packed16",
+    "named_ports",
     "packed16",
     "parse_address",
     # errors

@@ -116,7 +116,7 @@ def prepare(path: Path, running: BrokerConfig, host: str) -> Prepared | list[Sli
                 hint="do not block it",
             )
     except SlimError as error:
-        mistakes.append(error)
+        mistakes += [error, *error.more]
     if mistakes or plugins is None:
         return mistakes
     return Prepared(

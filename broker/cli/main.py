@@ -68,9 +68,10 @@ def main(arguments: list[str] | None = None) -> Any:
     try:
         return slimctl.main(args=arguments, prog_name="slimctl")
     except SlimError as error:
-        click.echo(f"slimctl: {error.message}", err=True)
-        if error.hint:
-            click.echo(f"  hint: {error.hint}", err=True)
+        for mistake in (error, *error.more):
+            click.echo(f"slimctl: {mistake.message}", err=True)
+            if mistake.hint:
+                click.echo(f"  hint: {mistake.hint}", err=True)
         sys.exit(error.exit_code)
     except OSError as error:
         # A file or a call of this command itself; click has dealt with a reader that left.

@@ -553,7 +553,9 @@ def test_tracing_logs_each_call_and_its_results(
     before, after = [record.message for record in caplog.records]
     assert before.startswith("slim_decide({'request': FlowRequest(")
     assert before.endswith(f"to {name}")
-    assert after == "slim_decide -> [Verdict(allow=False, rule='d')]"
+    assert (
+        after == "slim_decide -> [Verdict(allow=False, rule='d', audit=False, provisional=False)]"
+    )
 
 
 def test_tracing_shows_what_a_plugin_raised(
