@@ -87,10 +87,9 @@ def read_cluster_policy(document: Field, report: Report) -> ClusterPolicy | None
 
 def _read_subject(own: Field) -> PodPeer | None:
     fields = own.entries(("namespaces", "pods"))
-    if len(fields) != 1:
+    if own.is_mapping and len(own.children()) != 1:
         own.mistake("must have either namespaces or pods", "`namespaces: {}` means everybody")
-        return None
-    return _read_members(fields)
+    return _read_members(fields) if len(fields) == 1 else None
 
 
 def _read_members(fields: dict[str, Field]) -> PodPeer:
@@ -158,10 +157,11 @@ def _read_peer(own: Field, direction: Direction) -> list[Peer]:
     """What one item stands for; nothing if its kind is not known."""
     fields = own.children()
     if len(fields) != 1:
-        own.mistake(
-            f"must have exactly one of {', '.join(_PEERS[direction])}",
-            "make an item of each: any of them will do",
-        )
+        if own.is_mapping:
+            own.mistake(
+                f"must have exactly one of {', '.join(_PEERS[direction])}",
+                "make an item of each: any of them will do",
+            )
         return []
     (kind,) = fields
     if kind not in _PEERS[direction]:
@@ -176,11 +176,12 @@ def _read_peer(own: Field, direction: Direction) -> list[Peer]:
 
 def _read_protocol(own: Field) -> list[Port]:
     fields = own.entries((*_PROTOCOLS, "destinationNamedPort"))
-    if len(fields) != 1:
+    if own.is_mapping and len(own.children()) != 1:
         own.mistake(
             "must have exactly one of tcp, udp, sctp, destinationNamedPort",
             "make an item of each: any of them will do",
         )
+    if len(fields) != 1:
         return []
     ((kind, field),) = fields.items()
     if kind == "destinationNamedPort":
@@ -200,8 +201,9 @@ def _read_protocol(own: Field) -> list[Port]:
 
 def _read_destination(own: Field, protocol: Protocol) -> list[Port]:
     fields = own.entries(("number", "range"))
-    if len(fields) != 1:
+    if own.is_mapping and len(own.children()) != 1:
         own.mistake("must have either number or range", "write `number: 80`")
+    if len(fields) != 1:
         return []
     if "number" in fields:
         number = fields["number"].whole_number(1, MAX_PORT)

@@ -133,8 +133,8 @@ class Engine:
             isolating = unit.isolating(direction, flow.subject) if unit is not None else 0
             if unit is not None and isolating:
                 found = unit.tables[direction].find_candidates(flow)
-                if found.first is not None:
-                    can_allow.append(rule_of(found.first, direction))
+                if found.named is not None:
+                    can_allow.append(rule_of(found.named, direction))
                 if None in found.actions:
                     can_deny.append(_isolated(unit, direction, isolating))
             elif self._try_tier(Tier.BASELINE, direction, flow, can_allow, can_deny):
@@ -158,7 +158,7 @@ class Engine:
         if unit is None:
             return True
         found = unit.tables[direction].find_candidates(flow)
-        rule = "" if found.first is None else rule_of(found.first, direction)
+        rule = "" if found.named is None else rule_of(found.named, direction)
         if Action.ACCEPT in found.actions:
             can_allow.append(rule)
         if Action.DENY in found.actions:

@@ -69,6 +69,14 @@ class Field:
             what += f", {shown(str(value) if isinstance(value, OddNumber) else value)}"
         self.mistake(f"must be {wanted}, not {what}", remedy)
 
+    @property
+    def is_text(self) -> bool:
+        return isinstance(self.node.value, str) and not isinstance(self.node.value, OddNumber)
+
+    @property
+    def is_mapping(self) -> bool:
+        return isinstance(self.node.value, dict)
+
     def children(self) -> dict[str, Field]:
         """The fields of a mapping, whatever they are; what is null is as if it were not there."""
         if self.node.value is None:
@@ -117,7 +125,7 @@ class Field:
 
     def text(self) -> str | None:
         value = self.node.value
-        if isinstance(value, str) and not isinstance(value, OddNumber):
+        if isinstance(value, str) and self.is_text:
             return value
         scalar = isinstance(value, bool | int | OddNumber)
         remedy = "put it into quotes" if scalar else "write it as one value"

@@ -123,13 +123,16 @@ def _read(file: Path, loaded: Loaded) -> bytes | None:
     try:
         # A named pipe must not hold us up.
         fd = os.open(file, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-        with open(fd, "rb") as stream:
+        try:
             if not stat.S_ISREG(os.fstat(fd).st_mode):
                 loaded.mistakes.append(
                     Mistake(file=str(file), message="is no file", remedy="take it out of there")
                 )
                 return None
-            raw = stream.read(MAX_FILE_BYTES + 1)
+            with open(fd, "rb", closefd=False) as stream:
+                raw = stream.read(MAX_FILE_BYTES + 1)
+        finally:
+            os.close(fd)
     except OSError as error:
         loaded.mistakes.append(_unreadable(file, error))
         return None
@@ -171,7 +174,7 @@ def read_text(file: str, raw: bytes) -> FileContent:
             for node in _unlisted(root):
                 report = Report(Origin(file, number, node.line))
                 resource = _read_document(Field(node, "", report), report)
-                mistakes += report.found
+                mistakes += sorted(report.found, key=lambda each: each.line)
                 if resource is not None:
                     resources.append(resource)
     except NotReadable as error:

@@ -81,17 +81,19 @@ def read_metadata(fields: dict[str, Field], document: Field, *, namespaced: bool
     if "name" not in entries:
         own.missing("name", "verdicts are reported by it")
     else:
-        name = entries["name"].text() or ""
-        wrong = check_subdomain(name) if name else "is empty"
+        text = entries["name"].text()
+        wrong = "" if text is None else check_subdomain(text) if text else "is empty"
         if wrong:
-            entries["name"].mistake(f"the name {shown(name)} {wrong}", "choose another name")
+            entries["name"].mistake(f"the name {shown(text)} {wrong}", "choose another name")
+        name = text or ""
     if "namespace" in entries:
-        text = entries["namespace"].text() or ""
+        text = entries["namespace"].text()
+        wrong = "" if text is None else check_dns_label(text) if text else "is empty"
         if not namespaced:
             entries["namespace"].mistake("this kind belongs to no namespace", "leave it out")
-        elif wrong := check_dns_label(text) if text else "is empty":
+        elif wrong:
             entries["namespace"].mistake(f"the namespace {shown(text)} {wrong}", "name another")
-        namespace = text if namespaced else ""
+        namespace = text or "" if namespaced else ""
     labels = read_labels(entries["labels"]) if "labels" in entries else {}
     mode = _read_mode(entries["annotations"]) if "annotations" in entries else Mode.ENFORCE
     return Metadata(name, namespace, labels, mode)
@@ -176,7 +178,7 @@ def _read_types(spec: dict[str, Field], rules: dict[Direction, list[AllowRule]])
         if rules.get(Direction.EGRESS):
             isolated.add(Direction.EGRESS)
         return isolated
-    for direction in Direction:
+    for direction in Direction if len(isolated) == len(listed) else ():
         if rules.get(direction) and direction not in isolated:
             spec[direction.value].warn(
                 f"these rules have no effect: policyTypes does not name {direction.capitalize()}",
@@ -204,7 +206,7 @@ def _read_rule(own: Field, direction: Direction, namespace: str) -> AllowRule:
 def _read_peer(own: Field, namespace: str) -> Peer | None:
     fields = own.entries(("podSelector", "namespaceSelector", "ipBlock"))
     if not fields:
-        if own.node.value == {} or not own.children():
+        if own.is_mapping and not own.children():
             own.mistake(
                 "names no peer",
                 "write podSelector, namespaceSelector or ipBlock; to mean everybody leave the "
@@ -233,7 +235,7 @@ def _read_port(own: Field) -> Port | None:
         if "endPort" in fields:
             fields["endPort"].mistake("there is no port that it could be the end of", "add port")
         return NumberedPorts(protocol) if protocol is not None else None
-    if isinstance(fields["port"].node.value, str):
+    if fields["port"].is_text:
         name = fields["port"].text()
         if "endPort" in fields:
             fields["endPort"].mistake("port is a name", "a range needs a number as port")

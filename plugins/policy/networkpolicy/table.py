@@ -60,8 +60,8 @@ class Candidates:
 
     actions: frozenset[Action | None]
     """Of the term that applies, whoever it is; None: that no term applies is possible."""
-    first: Term | None
-    """The first that may apply."""
+    named: Term | None
+    """To be named: one that applies in any case if there is one, else the first that may."""
 
 
 class Table:
@@ -109,7 +109,8 @@ class Table:
         }
         if not sure:
             actions.add(None)
-        return Candidates(frozenset(actions), self.terms[lowest(maybe)] if maybe else None)
+        named = self.terms[lowest(sure or maybe)] if maybe else None
+        return Candidates(frozenset(actions), named)
 
     def selecting(self, subject: Member) -> Bits:
         """The terms about a workload."""

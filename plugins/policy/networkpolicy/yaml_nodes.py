@@ -26,7 +26,11 @@ _NULL = {"", "~", "null", "Null", "NULL"}
 _TRUE = {"true", "True", "TRUE", "yes", "Yes", "YES", "on", "On", "ON"}
 _FALSE = {"false", "False", "FALSE", "no", "No", "NO", "off", "Off", "OFF"}
 _WHOLE = re.compile(r"[-+]?(0|[1-9][0-9]{0,17})")
-_NUMERIC = re.compile(r"[-+]?\.?[0-9][-+0-9a-fA-FxXoObB_.:eE]*")
+_NUMERIC = re.compile(
+    r"[-+]?([0-9][0-9_]*(\.[0-9_]*)?|\.[0-9][0-9_]*)([eE][-+]?[0-9]+)?"
+    r"|[-+]?0([xX][0-9a-fA-F_]+|[oO][0-7_]+|[bB][01_]+)"
+    r"|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)"
+)
 _STRING_TAGS = {"tag:yaml.org,2002:str", "!"}
 
 
