@@ -351,12 +351,12 @@ class Control:
             self.stop()
 
     def _all_counters(self) -> dict[str, int]:
-        counted = [self.counters, self._news.counters, self._containers.counters]
-        counted += [self._resolver.counters, self._inbound.counters, self._revocation.counters]
+        parts = (self, self._news, self._containers, self._resolver, self._inbound)
+        counted = [*(part.counters for part in parts), self._revocation.counters]
         if self._links is not None:
             counted += [self._links.counters, self._peering.counters]
         return {
             **{name: count for counters in counted for name, count in counters.items()},
             **{f"traps_{name}": count for name, count in self._news.traps_counters.items()},
-            "policy_epoch": self._registry.epoch,
+            **self._registry.counters(),
         }

@@ -49,6 +49,10 @@ class FlowRequest:
     port: int
 
 
+MAX_RULE = 80
+AUDIT_PREFIX = "would deny: "
+
+
 @dataclass(frozen=True, slots=True)
 class Verdict:
     """One answer; `rule` says who gave it and why, as `plugin:rule`, in at most 80 characters."""
@@ -63,6 +67,11 @@ class Verdict:
     Where it stays unknown, the flow is refused.
     """
 
+    @property
+    def text(self) -> str:
+        """The rule as records and peers have it: what is audited begins with AUDIT_PREFIX."""
+        return (AUDIT_PREFIX + self.rule)[:MAX_RULE] if self.audit else self.rule
+
 
 DEFAULT_VERDICT = Verdict(allow=True, rule="default")
 
@@ -73,6 +82,18 @@ def combine(verdicts: Iterable[Verdict], default: Verdict = DEFAULT_VERDICT) -> 
     Independent of the order: among equally strict ones it is the first by the text of its rule.
     """
     return min(verdicts, key=_strictness, default=default)
+
+
+def is_audited(text: str) -> bool:
+    """Whether that is the text of a verdict that only audit kept from denying."""
+    return text.startswith(AUDIT_PREFIX)
+
+
+def text_of_both(egress: str, ingress: str) -> str:
+    """The one text by which a flow is shown: of what would be denied, else the destination's."""
+    if is_audited(egress) and not is_audited(ingress):
+        return egress
+    return ingress or egress
 
 
 def _strictness(verdict: Verdict) -> tuple[bool, bool, bool, str]:

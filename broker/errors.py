@@ -9,10 +9,6 @@ from __future__ import annotations
 
 import errno as errno_names
 import os
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 
 class SlimError(Exception):
@@ -23,11 +19,11 @@ class SlimError(Exception):
 
     exit_code = 1
 
-    def __init__(self, message: str, *, hint: str = "", more: Sequence[SlimError] = ()) -> None:
+    def __init__(self, message: str, *, hint: str = "", more: tuple[SlimError, ...] = ()) -> None:
         super().__init__(message)
         self.message = message
         self.hint = hint
-        self.more = tuple(more)
+        self.more = more
 
 
 class ConfigError(SlimError):

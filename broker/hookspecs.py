@@ -58,9 +58,11 @@ def slim_decide(request: FlowRequest) -> Verdict | None:
 
     Returns: a Verdict, or None for no opinion. The strictest verdict of all plugins wins,
     whatever the order of plugins; when none has an opinion the flow is allowed. At egress the
-    destination may be None, not known yet: refuse then only what would be refused whoever it is.
-    Slim asks again with PLAIN_PEER when nobody brokers the destination. Verdicts are kept for
-    the lifetime of the flow.
+    destination may be None, not known yet: refuse then only what would be refused whoever it is,
+    and mark as `provisional` what depends on it. Slim asks again when the destination's slimd has
+    said whose it is, and with PLAIN_PEER when nobody brokers it; where nobody can say, what is
+    provisional is refused. A verdict with `audit` allows, and is counted and shown as what would
+    be denied. Verdicts are kept for the lifetime of the flow.
     Must: return at once, without I/O, and give the same verdict for the same request until the
     next slim_configure.
     If it raises: counts as a deny whose rule names the plugin; so does a result of another type.

@@ -14,7 +14,7 @@ from collections import Counter, defaultdict
 from typing import TYPE_CHECKING, Protocol
 
 from slim.broker.decisions import Direction, FlowRequest, Identity
-from slim.broker.endpoints import Address, from_packed16, packed16
+from slim.broker.endpoints import Address, Endpoint, from_packed16, packed16
 from slim.broker.errors import ControlError
 from slim.broker.local import messages
 from slim.broker.peers import messages as peer_messages
@@ -23,7 +23,8 @@ from slim.broker.registry import host_endpoint
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from slim.broker.registry import Registry
+    from slim.broker.decisions import Verdict
+    from slim.broker.registry import Registry, Workload
     from slim.broker.sources import Sources
 
 log = logging.getLogger(__name__)
@@ -51,11 +52,12 @@ class Inbound:
         self, registry: Registry, sources: Sources, traps: TrapsPort, *, lifetime_s: int
     ) -> None:
         self._registry = registry
-        self._sources = sources
+        self.sources = sources
         self._traps = traps
         self.lifetime_s = lifetime_s
         self.on_identity_changed: Callable[[], None] = lambda: None
-        """A source has other labels than when it asked last: what it has is to be judged again."""
+        """A workload elsewhere is another than it was: what goes between it and us is to be judged
+        again."""
         self._askers: dict[tuple[int, int], dict[str, set[Address]]] = defaultdict(dict)
         """(workload, port) -> peer host -> the addresses it asked about."""
         self._flows: dict[tuple[str, bytes, bytes, int, int, str], tuple[int, float]] = {}
@@ -64,7 +66,7 @@ class Inbound:
     async def answer(self, peer: str, asked: peer_messages.Resolve) -> peer_messages.ResolveAnswer:
         """The answer to a peer whose right to speak for the source was checked; never raises."""
         identity = Identity(asked.workload, asked.namespace, asked.labels)
-        if self._sources.remember(peer, asked.source, identity):
+        if self.sources.remember(peer, asked.source, identity):
             self.on_identity_changed()
         for _ in range(MAX_EPOCHS):
             epoch = self._registry.epoch
@@ -91,27 +93,53 @@ class Inbound:
         if not verdict.allow:
             self.counters["ingress_denied"] += 1
             return peer_messages.ResolvedDenied(asked.token, DENIED_LIFETIME_MS, verdict.rule)
+        if verdict.audit:
+            self.counters["ingress_would_deny"] += 1
+            self._registry.note_audit(
+                verdict,
+                f"{asked.namespace}/{asked.workload} to {Endpoint(destination, asked.port)}",
+            )
         self._remember(peer, workload.state.cookie, asked.port, destination)
         listener = workload.listener_for(destination, asked.port)
-        isolated = workload.state.isolated_ingress
         if listener is None:
-            return peer_messages.ResolvedOverlay(
-                asked.token, "no-listener", NO_LISTENER_LIFETIME_MS, isolated
-            )
+            return self._overlay(asked, "no-listener", NO_LISTENER_LIFETIME_MS, workload, verdict)
         try:
-            flow, lifetime_ms = await self._admit(peer, asked, workload.state.cookie, verdict.rule)
+            flow, lifetime_ms = await self._admit(peer, asked, workload.state.cookie, verdict.text)
         except ControlError as error:
             log.warning("no inbound flow for %s: %s", peer, error)
-            return peer_messages.ResolvedOverlay(asked.token, "traps-down", 1000, isolated)
-        at_host = host_endpoint(listener)
+            return self._overlay(asked, "traps-down", 1000, workload, verdict)
+        at_host, own = host_endpoint(listener), workload.identity
         return peer_messages.ResolvedFast(
             token=asked.token,
             host_address=packed16(at_host.address),
             host_port=at_host.port,
             flow=flow,
             lifetime_ms=lifetime_ms,
-            isolated=isolated,
-            rule=verdict.rule,
+            isolated=workload.state.isolated_ingress,
+            rule=verdict.text,
+            workload=own.workload,
+            namespace=own.namespace,
+            labels=dict(own.labels),
+        )
+
+    def _overlay(
+        self,
+        asked: peer_messages.Resolve,
+        reason: str,
+        lifetime_ms: int,
+        workload: Workload,
+        verdict: Verdict,
+    ) -> peer_messages.ResolvedOverlay:
+        own = workload.identity
+        return peer_messages.ResolvedOverlay(
+            token=asked.token,
+            reason=reason,
+            lifetime_ms=lifetime_ms,
+            isolated=workload.state.isolated_ingress,
+            rule=verdict.text,
+            workload=own.workload,
+            namespace=own.namespace,
+            labels=dict(own.labels),
         )
 
     async def _admit(

@@ -39,7 +39,7 @@ class Judge:
     registry: Registry
     sources: Sources
     _ingress: dict[Ingress, Verdict] = field(default_factory=dict)
-    _egress: dict[tuple[int, bytes, bytes, int, bool], Verdict] = field(default_factory=dict)
+    _egress: dict[tuple[int, bytes, bytes, int, str, bool], Verdict] = field(default_factory=dict)
     _local: dict[bytes, Identity | None] = field(default_factory=dict)
 
     def ingress(self, question: Ingress) -> Verdict:
@@ -100,11 +100,15 @@ class Judge:
 
     def _out(self, workload: Workload, record: ConnectionRecord, source: bytes) -> Verdict:
         is_plain = record.path == "fallback" and record.reason == NOT_BROKERED
-        key = (record.workload, source, *record.peer, is_plain)
+        key = (record.workload, source, *record.peer, record.peer_host, is_plain)
         verdict = self._egress.get(key)
         if verdict is None:
             own, to = from_packed16(source), record.peer_endpoint()
-            verdict = self._judge_egress(workload, own, to, self._identity(to.address))
+            identity = self._identity(record.peer_host, to.address)
+            verdict = self._judge_egress(workload, own, to, identity)
+            if verdict.provisional and record.path == "fast":
+                # On the overlay: its slimd is asked again (rechecking).
+                verdict = Verdict(allow=False, rule="identity of the destination unknown")
             if verdict.allow and is_plain:
                 verdict = self._judge_egress(workload, own, to, PLAIN_PEER)
             self._egress[key] = verdict
@@ -124,10 +128,10 @@ class Judge:
             )
         )
 
-    def _identity(self, address: Address) -> Identity | None:
-        """Of a workload of this host; None when it is another's."""
+    def _identity(self, host: str, address: Address) -> Identity | None:
+        """Of a workload of this host, or what its own host said of it; None: not known."""
         packed = packed16(address)
         if packed not in self._local:
             local = self.registry.by_address(address)
             self._local[packed] = local.identity if local is not None else None
-        return self._local[packed]
+        return self._local[packed] or self.sources.get(host, packed)

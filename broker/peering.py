@@ -103,7 +103,7 @@ class Peering:
     def relabelled(self, peer: PeerInfo, message: peer_messages.Relabelled) -> None:
         identity = Identity(message.workload, message.namespace, message.labels)
         if self._sources.get(peer.host, message.source) is None:
-            # It has asked for nothing here.
+            # Nothing goes from it to us, or from us to it.
             return
         if self._sources.remember(peer.host, message.source, identity):
             self._registry.epoch += 1

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import pluggy
 
 from slim.broker import hookspecs
-from slim.broker.decisions import Verdict, combine
+from slim.broker.decisions import MAX_RULE, Verdict, combine
 from slim.broker.encryption import KEY_BYTES, NONCE_BYTES, TAG_BYTES, EncryptionBackend
 from slim.broker.errors import ConfigError, PluginError, SlimError
 
@@ -43,7 +43,6 @@ BUILTIN_PLUGINS = (
 ENTRY_POINT_GROUP = "slim"
 BLOCK_VARIABLE = "SLIM_BLOCKED_PLUGINS"
 DISTRIBUTION = "slim-broker"
-MAX_RULE = 80
 MAX_LOCATED_LIFETIME_S = 3600.0
 _BACKEND_METHODS = ("locate", "workload_added", "workload_removed", "close")
 

@@ -6,7 +6,9 @@ it. A workload lives from its first container to its last.
 
 from __future__ import annotations
 
+import logging
 import os
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -29,11 +31,15 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from slim.broker.config import OverlayConfig
+    from slim.broker.decisions import Verdict
     from slim.broker.local.messages import ListenerUp
     from slim.broker.plugin_manager import Plugins
 
 MAX_CONTAINERS = 4096
 MAX_INDEX = 1 << 20
+MAX_AUDITED = 1024
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True, eq=False)
@@ -88,6 +94,8 @@ class Registry:
     overlays: tuple[OverlayConfig, ...]
     plugins: Plugins
     workloads: dict[int, Workload] = field(default_factory=dict)
+    audited: Counter[str] = field(default_factory=Counter)
+    """How often each rule would have denied, if it were not only watched."""
     epoch: int = 0
     """Counts changes of policy, here or at a peer: a verdict of an older epoch is asked again."""
 
@@ -146,6 +154,18 @@ class Registry:
         """These plugins decide from now on."""
         self.plugins = plugins
         self.epoch += 1
+
+    def note_audit(self, verdict: Verdict, flow: str) -> None:
+        """Count and log a flow that only audit let through."""
+        if len(self.audited) < MAX_AUDITED or verdict.rule in self.audited:
+            self.audited[verdict.rule] += 1
+        log.info("%s would be denied: %s", flow, verdict.rule)
+
+    def counters(self) -> dict[str, int]:
+        return {
+            "policy_epoch": self.epoch,
+            **{f"would_deny {rule}": count for rule, count in self.audited.items()},
+        }
 
     def describe_again(self, workload: Workload) -> bool:
         """Bring what depends on policy and configuration up to date; True if anything changed."""

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from slim.broker.admin import messages as admin
 from slim.broker.connections import ConnectionRecord, read_records
+from slim.broker.decisions import is_audited
 from slim.broker.kernel.namespaces import in_namespace
 from slim.broker.kernel.pidfd import command_name
 from slim.broker.kernel.sock_diag import LIVE_STATES, TcpSocket, dump_tcp
@@ -145,12 +146,18 @@ def _connection(
         host_peer=_text(record.host_endpoint()) if is_fast else "",
         path=record.path,
         reason=record.reason,
-        verdict="deny" if record.path == "denied" else "allow",
+        verdict=_verdict(record),
         rule=record.rule,
         state=sock.state_name if sock is not None else "",
         age_s=max(0.0, now - record.created),
         cookie=record.cookie,
     )
+
+
+def _verdict(record: ConnectionRecord) -> str:
+    if record.path == "denied":
+        return "deny"
+    return "audit" if is_audited(record.rule) else "allow"
 
 
 def list_containers(registry: Registry, snapshot: Snapshot | None) -> admin.Containers:

@@ -1,6 +1,7 @@
 """Resolving: from a LookUp of traps to a flow. The order is the order of design, connect 2 to 4.
 
-    egress policy -> who owns the address -> Resolve at its slimd -> is the host path good -> answer
+    egress policy -> who owns the address -> Resolve at its slimd -> egress policy, now that it is
+    known whose the destination is -> is the host path good -> answer
 
 The answer for a destination on this host takes the same way, without the wire.
 """
@@ -14,7 +15,14 @@ from collections import Counter
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeAlias
 
-from slim.broker.decisions import PLAIN_PEER, Direction, FlowRequest
+from slim.broker.decisions import (
+    PLAIN_PEER,
+    Direction,
+    FlowRequest,
+    Identity,
+    Verdict,
+    text_of_both,
+)
 from slim.broker.endpoints import Address, Endpoint, from_packed16, packed16
 from slim.broker.errors import ControlError
 from slim.broker.local import messages
@@ -23,7 +31,6 @@ from slim.broker.peers import messages as peer_messages
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from slim.broker.decisions import Verdict
     from slim.broker.discovery import DiscoveryBackend, Located
     from slim.broker.inbound import Inbound
     from slim.broker.paths import HostPaths
@@ -41,6 +48,7 @@ MAX_LOCATED = 65_536
 MAX_EPOCHS = 8
 """How often one question is answered anew because policy changed meanwhile."""
 
+Known: TypeAlias = peer_messages.ResolvedFast | peer_messages.ResolvedOverlay
 FlowAnswer: TypeAlias = messages.FlowFast | messages.FlowOverlay | messages.FlowDenied
 
 
@@ -190,23 +198,51 @@ class Resolver:
     async def _flow(
         self, question: Question, peer: str, answer: peer_messages.ResolveAnswer
     ) -> FlowAnswer:
-        token, rule = question.token, question.verdict.rule
+        token = question.token
         match answer:
             case peer_messages.ResolvedDenied():
                 return self._denied(token, answer.rule)
             case peer_messages.ResolvedUnknown():
                 self.forget(question.destination.address)
                 return self._unknown(question, "owner-unknown")
-            case peer_messages.ResolvedOverlay():
+            case peer_messages.ResolvedOverlay() | peer_messages.ResolvedFast():
+                verdict = self._judge_known(question, peer, answer)
+                if not verdict.allow:
+                    return self._denied(token, verdict.rule)
+                self._note_audit(question, verdict)
+                rule = text_of_both(verdict.text, answer.rule)
+                if isinstance(answer, peer_messages.ResolvedFast):
+                    return await self._fast(question, peer, answer, rule)
                 if answer.isolated:
                     # The overlay is no way round a policy: a plain peer is refused there.
                     return self._denied(token, "isolated destination without a host listener")
                 return messages.FlowOverlay(token, answer.reason, answer.lifetime_ms, rule)
-            case peer_messages.ResolvedFast():
-                return await self._fast(question, peer, answer)
+
+    def _judge_known(self, question: Question, peer: str, answer: Known) -> Verdict:
+        """Egress policy once more, now that it is known whose the destination is."""
+        if peer == self._host:
+            # It was known from the beginning.
+            return question.verdict
+        if not answer.workload:
+            if not question.verdict.provisional:
+                return question.verdict
+            return Verdict(allow=False, rule=f"{peer} does not say whose the destination is")
+        identity = Identity(answer.workload, answer.namespace, answer.labels)
+        address = question.destination.address
+        if self._inbound.sources.remember(peer, packed16(address), identity):
+            self._inbound.on_identity_changed()
+        egress = self._egress(question.workload, question.source, question.destination)
+        return self._registry.plugins.decide(replace(egress, destination=identity))
+
+    def _note_audit(self, question: Question, verdict: Verdict) -> None:
+        if verdict.audit:
+            self.counters["would_deny"] += 1
+            own = question.workload.identity
+            flow = f"{own.namespace}/{own.workload} to {question.destination}"
+            self._registry.note_audit(verdict, flow)
 
     async def _fast(
-        self, question: Question, peer: str, answer: peer_messages.ResolvedFast
+        self, question: Question, peer: str, answer: peer_messages.ResolvedFast, rule: str
     ) -> FlowAnswer:
         endpoint = Endpoint(from_packed16(answer.host_address), answer.host_port)
         lawful = not answer.isolated and not question.workload.state.isolated_egress
@@ -214,7 +250,7 @@ class Resolver:
             if not lawful:
                 return self._denied(question.token, f"host path to {endpoint} failed")
             return messages.FlowOverlay(
-                question.token, "host-path-failed", UNKNOWN_LIFETIME_MS, question.verdict.rule
+                question.token, "host-path-failed", UNKNOWN_LIFETIME_MS, rule
             )
         return messages.FlowFast(
             token=question.token,
@@ -225,7 +261,7 @@ class Resolver:
             peer=peer,
             lifetime_ms=answer.lifetime_ms,
             fallback_lawful=lawful,
-            rule=answer.rule or question.verdict.rule,
+            rule=rule,
         )
 
     def _plain(self, question: Question) -> FlowAnswer:
@@ -238,8 +274,9 @@ class Resolver:
         )
         if not verdict.allow:
             return self._denied(question.token, verdict.rule)
+        self._note_audit(question, verdict)
         return messages.FlowOverlay(
-            question.token, "not-brokered", NOT_BROKERED_LIFETIME_MS, verdict.rule
+            question.token, "not-brokered", NOT_BROKERED_LIFETIME_MS, verdict.text
         )
 
     def _unknown(self, question: Question, reason: str) -> FlowAnswer:
@@ -249,7 +286,7 @@ class Resolver:
                 question.token, self.deny_errno, UNKNOWN_LIFETIME_MS, f"verdict unknown: {reason}"
             )
         return messages.FlowOverlay(
-            question.token, reason, UNKNOWN_LIFETIME_MS, question.verdict.rule
+            question.token, reason, UNKNOWN_LIFETIME_MS, question.verdict.text
         )
 
     def _denied(self, token: int, rule: str) -> FlowAnswer:

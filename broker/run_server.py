@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
+from slim.broker.endpoints import named_ports
 from slim.broker.errors import ControlError, SlimError, SyscallError
 from slim.broker.kernel.namespaces import netns_cookie_of
 from slim.broker.local import messages, seqpacket, states
@@ -294,3 +295,7 @@ def _check_bounds(claim: messages.Register) -> None:
             "a name or a label has control characters",
             hint="use printable characters: names and labels are shown and sent to peers",
         )
+    try:
+        named_ports(claim.labels)
+    except ValueError as error:
+        raise ControlError(str(error), hint="name ports with slim-run --port http=80") from None

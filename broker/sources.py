@@ -1,8 +1,8 @@
 """Who is behind an overlay address of another workload: identities from the control channel.
 
-What a peer's slimd said in Resolve is kept for as long as connections of that source may live, so
-that a change of policy can judge them again, also by a control that was not there when they were
-made. In a memfd that the keeper holds; control is its only writer.
+What a peer's slimd said in Resolve, or in an answer to it, is kept for as long as connections of
+that workload may live, so that a change of policy can judge them again, also by a control that was
+not there when they were made. In a memfd that the keeper holds; control is its only writer.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class Sources:
         return len(self._known)
 
     def get(self, peer: str, address: bytes) -> Identity | None:
-        """The source's identity; None when nobody has asked in its name, or too many others."""
+        """The workload's identity; None when its host has not said it, or too many others."""
         return self._known.get((peer, address))
 
     def remember(self, peer: str, address: bytes, identity: Identity) -> bool:

@@ -154,7 +154,7 @@ class Connection(msgspec.Struct, frozen=True):
     reason: str
     """why not fast; empty when it is"""
     verdict: str
-    """allow or deny"""
+    """allow, deny, or audit: allowed, but would be denied by `rule`"""
     rule: str
     state: str
     """TCP state in lower case, as ss(8) prints it"""

@@ -356,6 +356,10 @@ def _presentable(answer: messages.ResolveAnswer) -> messages.ResolveAnswer:
         case messages.ResolvedFast() | messages.ResolvedDenied():
             return msgspec.structs.replace(answer, rule=frames.presentable(answer.rule))
         case messages.ResolvedOverlay():
-            return msgspec.structs.replace(answer, reason=frames.presentable(answer.reason))
+            return msgspec.structs.replace(
+                answer,
+                reason=frames.presentable(answer.reason),
+                rule=frames.presentable(answer.rule),
+            )
         case messages.ResolvedUnknown():
             return answer

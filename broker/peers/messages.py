@@ -70,6 +70,10 @@ class ResolvedFast(PeerMessage, frozen=True):
     isolated: bool
     """Policy isolates the destination: plain peers are refused, the overlay is no way back."""
     rule: str
+    workload: str = ""
+    """Whose the destination is, for the asker's egress policy; empty: this slimd does not say."""
+    namespace: str = ""
+    labels: dict[str, str] = {}
 
 
 class ResolvedOverlay(PeerMessage, frozen=True):
@@ -79,6 +83,11 @@ class ResolvedOverlay(PeerMessage, frozen=True):
     reason: str
     lifetime_ms: int
     isolated: bool
+    rule: str = ""
+    workload: str = ""
+    """As in ResolvedFast."""
+    namespace: str = ""
+    labels: dict[str, str] = {}
 
 
 class ResolvedDenied(PeerMessage, frozen=True):
@@ -110,7 +119,7 @@ class PolicyChanged(PeerMessage, frozen=True):
 
 
 class Relabelled(PeerMessage, frozen=True):
-    """My workload at `source` is this from now on: judge what it has again."""
+    """My workload at `source` is this from now on: judge again what it has, and what goes to it."""
 
     workload: str
     namespace: str

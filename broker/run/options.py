@@ -11,6 +11,8 @@ import os
 import socket
 
 DEFAULT_RUN_DIR = "/run/slim"
+PORT_LABEL = "port.slim/"
+"""The same as endpoints.PORT_LABEL, which would cost the import of ipaddress."""
 
 _DESCRIPTION = """\
 Run a command with Slim: its TCP connections inside the overlay cross the host's network instead.
@@ -51,6 +53,9 @@ def parse(argv: list[str]) -> Options:
     for key, value in options.label:
         if labels.setdefault(key, value) != value:
             parser.error(f"label {key!r} is given twice, as {labels[key]!r} and as {value!r}")
+    for name, port in options.port:
+        if labels.setdefault(PORT_LABEL + name, port) != port:
+            parser.error(f"port {name!r} is given twice, as {labels[PORT_LABEL + name]} and {port}")
     options.labels = labels
     if options.command[:1] == ["--"]:
         del options.command[0]
@@ -86,6 +91,15 @@ def _parser() -> argparse.ArgumentParser:
         default=[],
         metavar="KEY=VALUE",
         help="a label of the workload, for policy; may be repeated",
+    )
+    add(
+        "--port",
+        type=_port,
+        action="append",
+        default=[],
+        metavar="NAME=NUMBER",
+        help="what the workload calls a port of its own, for policy that names ports; the same as"
+        f" --label {PORT_LABEL}NAME=NUMBER; may be repeated",
     )
     add(
         "--netns",
@@ -144,6 +158,17 @@ def _label(text: str) -> tuple[str, str]:
     if not separator or not key:
         raise argparse.ArgumentTypeError(f"{text!r} is not key=value")
     return key, value
+
+
+def _port(text: str) -> tuple[str, str]:
+    name, separator, number = text.partition("=")
+    # The grammar is Kubernetes' for the names of container ports (RFC 6335, 5.1).
+    is_name = 0 < len(name) <= 15 and name.isascii() and name.replace("-", "").isalnum()
+    if not separator or not is_name:
+        raise argparse.ArgumentTypeError(f"{text!r} is not name=number, as in http=80")
+    if not (number.isascii() and number.isdigit() and 0 < int(number[:6]) <= 65535):
+        raise argparse.ArgumentTypeError(f"{number!r} is not a port")
+    return name, str(int(number))
 
 
 def _address(text: str) -> str:

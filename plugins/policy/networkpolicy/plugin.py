@@ -94,6 +94,13 @@ class Plugin:
     def __init__(self) -> None:
         self._use(NOTHING)
 
+    @classmethod
+    def of(cls, compiled: Compiled) -> Plugin:
+        """One that has these policies, whatever any configuration says."""
+        plugin = cls()
+        plugin._use(compiled)
+        return plugin
+
     def _use(self, compiled: Compiled) -> None:
         self._has_policies = compiled.audited is not None or not compiled.enforced.is_empty
         self._enforced = Judge(compiled.enforced)
@@ -159,4 +166,4 @@ def _refusal(mistakes: list[Mistake], path: Path) -> ConfigError:
             )
         )
     first = errors[0]
-    return ConfigError(first.message, hint=first.hint, more=errors[1:])
+    return ConfigError(first.message, hint=first.hint, more=tuple(errors[1:]))

@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 
-from slim.broker.decisions import DEFAULT_VERDICT, Verdict, combine
+from slim.broker.decisions import DEFAULT_VERDICT, Verdict, combine, is_audited
 
 ALLOW_A = Verdict(True, "a:allow")
 ALLOW_B = Verdict(True, "b:allow")
@@ -24,6 +24,23 @@ def test_a_deny_wins_and_the_first_by_rule_is_named_in_any_order(
 @pytest.mark.parametrize("order", [*itertools.permutations([ALLOW_B, ALLOW_A])])
 def test_of_allows_the_first_by_rule_is_named(order: tuple[Verdict, ...]) -> None:
     assert combine(order) == ALLOW_A
+
+
+def test_among_allows_what_is_open_comes_before_what_is_audited_before_the_others() -> None:
+    provisional = Verdict(True, "y:open", provisional=True)
+    audited = Verdict(True, "z:watched", audit=True)
+    for order in itertools.permutations([ALLOW_A, audited, provisional]):
+        assert combine(order) == provisional
+    assert combine([ALLOW_A, audited]) == audited
+    assert combine([audited, DENY_C]) == DENY_C
+
+
+def test_the_text_of_an_audited_verdict_is_recognised_and_bounded() -> None:
+    audited = Verdict(True, "z" * 80, audit=True)
+    assert is_audited(audited.text)
+    assert len(audited.text) == 80
+    assert not is_audited(ALLOW_A.text)
+    assert ALLOW_A.text == "a:allow"
 
 
 def test_without_a_verdict_the_default_decides() -> None:

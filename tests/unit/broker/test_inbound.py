@@ -119,6 +119,26 @@ def test_policy_sees_both_ends(inbound: Inbound, server: Workload, plugins: Fake
     assert (asked.destination_address, asked.port) == (parse_address(SERVER), PORT)
 
 
+def test_the_answer_says_whose_the_destination_is(inbound: Inbound, server: Workload) -> None:
+    for _ in ("without a listener", "with one"):
+        found = answer(inbound, resolve())
+        assert isinstance(found, messages.ResolvedFast | messages.ResolvedOverlay)
+        assert Identity(found.workload, found.namespace, found.labels) == server.identity
+        listening(server, PORT, "192.0.2.1:20000")
+
+
+def test_what_audit_lets_in_is_counted_and_said(
+    inbound: Inbound, server: Workload, plugins: FakePlugins, workloads: Registry, traps: FakeTraps
+) -> None:
+    listening(server, PORT, "192.0.2.1:20000")
+    plugins.policy = lambda _: Verdict(allow=True, rule="test:no", audit=True)
+    found = answer(inbound, resolve())
+    assert isinstance(found, messages.ResolvedFast)
+    assert found.rule == traps.requests[0].rule == "would deny: test:no"
+    assert inbound.counters["ingress_would_deny"] == 1
+    assert workloads.counters()["would_deny test:no"] == 1
+
+
 def test_a_denied_source_gets_no_flow(
     inbound: Inbound, server: Workload, plugins: FakePlugins, traps: FakeTraps
 ) -> None:

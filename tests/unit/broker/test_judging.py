@@ -121,18 +121,30 @@ def test_an_unknown_source_stays_where_nothing_can_be_refused(judge: Judge) -> N
     assert judge.connection(record(peer_host="c"), SOURCE).allow
 
 
-def test_egress_is_asked_as_before_the_connect(
+def test_egress_is_asked_with_what_the_hosts_said_of_the_destination(
     judge: Judge, plugins: FakePlugins, workloads: Registry
 ) -> None:
-    """Of another host's workload the identity is not known; of a neighbour it is."""
+    """Of a neighbour everything is known, of another host's workload what its slimd said."""
     judge.connection(record("out"), SOURCE)
+    judge.connection(record("out", peer_host="c"), SOURCE)
     neighbour = Endpoint(parse_address(NEIGHBOUR), 80)
     judge.connection(record("out", peer=neighbour), SOURCE)
-    assert [asked.direction for asked in plugins.asked] == [Direction.EGRESS] * 2
+    assert [asked.direction for asked in plugins.asked] == [Direction.EGRESS] * 3
     assert [asked.destination for asked in plugins.asked] == [
+        CLIENT,
         None,
         workloads.workloads[78].identity,
     ]
+
+
+def test_a_verdict_that_needs_an_unknown_destination_ends_the_connection(
+    judge: Judge, plugins: FakePlugins
+) -> None:
+    """Unless it is on the overlay, where its slimd is asked again."""
+    plugins.policy = lambda _: Verdict(allow=True, rule="test:perhaps", provisional=True)
+    assert not judge.connection(record("out", peer_host="c"), SOURCE).allow
+    plain = record("out", "fallback", peer_host="", reason="no-listener")
+    assert judge.connection(plain, SOURCE).allow
 
 
 def test_a_destination_that_nobody_brokers_is_asked_about_as_one(

@@ -7,9 +7,10 @@ import ipaddress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
+import msgspec
 import pytest
 
-from slim.broker.decisions import PLAIN_PEER, Direction, Verdict
+from slim.broker.decisions import PLAIN_PEER, Direction, Identity, Verdict
 from slim.broker.discovery import Located
 from slim.broker.endpoints import Address, Endpoint, packed16, parse_address
 from slim.broker.errors import ControlError
@@ -90,7 +91,10 @@ class Stage:
         self.links, self.paths = FakeLinks(), FakePaths()
         self.discovery = FakeDiscovery(Located("b", CONTROL, 60))
         traps = FakeTraps()
-        inbound = Inbound(workloads, make_sources(), traps, lifetime_s=300)
+        self.sources = make_sources()
+        self.changes: list[str] = []
+        inbound = Inbound(workloads, self.sources, traps, lifetime_s=300)
+        inbound.on_identity_changed = lambda: self.changes.append("identity")
         self.resolver = Resolver(
             workloads,
             inbound,
@@ -291,6 +295,75 @@ def test_a_good_path_is_fast(stage: Stage) -> None:
         fallback_lawful=True,
         rule="rules:there",
     )
+
+
+# --- whose the destination is -----------------------------------------------------------------
+
+SERVER = Identity("server", "shop", {"app": "server"})
+PERHAPS = Verdict(allow=True, rule="test:perhaps", provisional=True)
+OVERLAY = peer_messages.ResolvedOverlay(0, "no-listener", 4321, isolated=False)
+
+
+def of(answer: Any, identity: Identity = SERVER) -> Any:
+    """The answer of a slimd that says whose the destination is."""
+    return msgspec.structs.replace(
+        answer,
+        workload=identity.workload,
+        namespace=identity.namespace,
+        labels=dict(identity.labels),
+    )
+
+
+@pytest.mark.parametrize("answer", [FAST, OVERLAY], ids=["fast", "overlay"])
+def test_egress_is_decided_again_with_the_destinations_identity(stage: Stage, answer: Any) -> None:
+    stage.plugins.policy = lambda asked: Verdict(asked.destination is None, "test:no server")
+    stage.links.answer = of(answer)
+    assert_denied(stage.look_up(), "test:no server")
+    assert [asked.destination for asked in stage.plugins.asked] == [None, SERVER]
+
+
+@pytest.mark.parametrize("answer", [FAST, OVERLAY], ids=["fast", "overlay"])
+def test_a_verdict_that_needs_the_destination_denies_where_nobody_says_whose_it_is(
+    stage: Stage, answer: Any
+) -> None:
+    stage.links.answer = answer
+    assert not isinstance(stage.look_up(), messages.FlowDenied)
+    stage.plugins.policy = lambda _: PERHAPS
+    assert_denied(stage.look_up(), "b does not say whose the destination is")
+
+
+def test_the_destinations_identity_is_kept_and_a_change_of_it_told(stage: Stage) -> None:
+    stage.links.answer = of(FAST)
+    for _ in range(2):
+        stage.look_up()
+    assert stage.sources.get("b", packed16(REMOTE)) == SERVER
+    assert stage.changes == []
+    other = Identity("server", "shop", {"app": "other"})
+    stage.links.answer = of(FAST, other)
+    stage.look_up()
+    assert stage.sources.get("b", packed16(REMOTE)) == other
+    assert stage.changes == ["identity"]
+
+
+@pytest.mark.parametrize(
+    ("egress", "ingress", "shown"),
+    [
+        (Verdict(True, "a:e"), "a:i", "a:i"),
+        (Verdict(True, "a:e"), "", "a:e"),
+        (Verdict(True, "a:e", audit=True), "a:i", "would deny: a:e"),
+        (Verdict(True, "a:e", audit=True), "would deny: a:i", "would deny: a:i"),
+    ],
+)
+def test_a_flow_is_shown_by_what_would_deny_it(
+    stage: Stage, egress: Verdict, ingress: str, shown: str
+) -> None:
+    stage.plugins.policy = lambda _: egress
+    stage.links.answer = of(msgspec.structs.replace(FAST, rule=ingress))
+    found = stage.look_up()
+    assert isinstance(found, messages.FlowFast)
+    assert found.rule == shown
+    assert stage.resolver.counters["would_deny"] == int(egress.audit)
+    assert stage.workloads.audited == ({"a:e": 1} if egress.audit else {})
 
 
 def isolated_answer(answer: Any) -> Any:
