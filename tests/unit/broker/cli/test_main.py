@@ -26,6 +26,7 @@ COMMANDS = (
     "overlay",
     "pki",
     "plugins",
+    "policy",
     "ps",
     "reload",
     "status",
