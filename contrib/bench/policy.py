@@ -1,8 +1,8 @@
 """python -m bench.policy: what a verdict costs under very many policies, and what a change costs.
 
-No network and no root. Every verdict asks the plugin as slimd does, in fresh and in known workloads:
-a workload's first verdict makes what later ones find ready. Flows are kept by slimd, so a program
-pays a verdict once per flow and lifetime, not per connection.
+No network and no root. The plugin is asked as slimd asks it, about fresh and about known workloads:
+the first verdict about one makes what later ones find ready. slimd keeps flows, so a program pays
+for a verdict once per flow and lifetime, not per connection.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import msgspec
 from slim.broker.plugin_api import Direction, FlowRequest, Identity, parse_address
 from slim.plugins.policy.networkpolicy.compiler import compile_resources
 from slim.plugins.policy.networkpolicy.loading import read_text
+from slim.plugins.policy.networkpolicy.model import NAMESPACE_NAME_LABEL
 from slim.plugins.policy.networkpolicy.plugin import Plugin
 
 if TYPE_CHECKING:
@@ -39,15 +40,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         prog="python -m bench.policy",
         description="Measure verdicts and recompilation of the networkpolicy plugin.",
-        epilog=f"exit status: 0; 1 if a known workload's median verdict takes over {BAR_US:.0f} us.",
+        epilog=f"exit status: 0; 1 if the median verdict takes over {BAR_US:.0f} us.",
     )
     parser.add_argument("--policies", type=int, default=POLICIES)
     parser.add_argument("--containers", type=int, default=CONTAINERS)
     options = parser.parse_args()
     print(f"{options.policies} policies, {options.containers} containers; microseconds a verdict")
-    print(
-        f"{'namespaces':>10}  {'first':>7}  {'median':>7}  {'p99':>7}  {'compile':>9}  {'change':>9}"
-    )
+    print("namespaces    first   median      p99    compile     change")
     worst = max(
         measure(options.policies, options.containers, namespaces) for namespaces in (1, 100, 1000)
     )
@@ -92,11 +91,7 @@ def document(number: int, namespaces: int, port: int = PORT) -> bytes:
     team, peer = f"team-{number}", f"team-{(number * 7) % POLICIES}"
     peers = (
         {"podSelector": {"matchLabels": {"team": peer}}},
-        {
-            "namespaceSelector": {
-                "matchLabels": {"kubernetes.io/metadata.name": f"ns-{number % 17}"}
-            }
-        },
+        {"namespaceSelector": {"matchLabels": {NAMESPACE_NAME_LABEL: f"ns-{number % 17}"}}},
         {"ipBlock": {"cidr": f"10.{number % 200}.0.0/16", "except": [f"10.{number % 200}.9.0/24"]}},
         {"podSelector": {"matchExpressions": [{"key": "team", "operator": "Exists"}]}},
     )
