@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 
     import pytest
 
-NETNS = Path(__file__).resolve().parents[1] / "netns"
+TESTS = Path(__file__).resolve().parents[1]
 ROW = re.compile(r"^\| (?P<case>[^|]+) \| (?P<result>[^|]+) \| \d[^|]* \|$", re.MULTILINE)
 
 
 def cases() -> Iterator[str]:
     """Titles of all tests in modules that set COMPATIBILITY, as they are written."""
-    for path in sorted(NETNS.glob("test_*.py")):
+    for path in sorted((*TESTS.glob("compat/test_*.py"), *TESTS.glob("netns/test_*.py"))):
         body = ast.parse(path.read_text()).body
         targets = {
             target.id

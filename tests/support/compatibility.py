@@ -1,8 +1,9 @@
 """Which tests are cases of docs/compatibility.md, and what came of them in a run.
 
-A module of cases sets `COMPATIBILITY = Cases(...)`. A test with the fixture `pair` runs natively
-and under Slim with the same assertions: the same as native. The marks `differs(how)` and
-`falls_back(why)` say otherwise; `expected` of the module is for tests that have no native twin.
+A module of cases sets `COMPATIBILITY = Cases(...)`. A test with the fixture `pair` or `both` runs
+natively and under Slim, with the same demands or compared: the same as native. The marks
+`differs(how)` and `falls_back(why)` say otherwise; `expected` of the module is for tests that have
+no native twin.
 """
 
 from __future__ import annotations
@@ -75,4 +76,4 @@ def result_of(item: pytest.Function, cases: Cases) -> str:
         marker = item.get_closest_marker(mark)
         if marker is not None:
             return words + str(marker.args[0])
-    return SAME if "pair" in item.fixturenames else cases.expected
+    return SAME if {"pair", "both"} & {*item.fixturenames} else cases.expected

@@ -105,7 +105,7 @@ class Running:
                 stderr=log,
                 text=True,
                 start_new_session=True,
-                env=_environment(),
+                env=environment(),
             )
 
     @property
@@ -209,7 +209,7 @@ class Workload:
             text=True,
             errors="replace",
             timeout=timeout_s,
-            env=_environment(),
+            env=environment(),
             check=False,
         )
 
@@ -357,7 +357,8 @@ class TwoHosts:
         return (self.host(host).directory / "slimd.log").read_text(errors="replace")
 
 
-def _environment() -> dict[str, str]:
+def environment() -> dict[str, str]:
+    """Of probes and programs."""
     # Programs of the system's administrator are not on every user's PATH.
     path = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin:/usr/local/go/bin"
     modules = os.pathsep.join(filter(None, (str(TESTS), os.environ.get("PYTHONPATH"))))

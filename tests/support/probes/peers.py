@@ -18,6 +18,7 @@ from support.probes.reporting import report
 Name = list[Any]
 
 SERVER_LIMIT_S = 600
+SO_NETNS_COOKIE = 71
 
 
 def family_of(address: str) -> socket.AddressFamily:
@@ -74,6 +75,13 @@ def greet_one(sock: socket.socket, accepted: tuple[Any, ...]) -> None:
             return
 
 
+def path_of(sock: socket.socket) -> str:
+    """Whose socket it is: the host's, or one of the program's own network namespace."""
+    with socket.socket() as fresh:
+        own = fresh.getsockopt(socket.SOL_SOCKET, SO_NETNS_COOKIE, 8)
+    return "own" if sock.getsockopt(socket.SOL_SOCKET, SO_NETNS_COOKIE, 8) == own else "host"
+
+
 def greeted(sock: socket.socket) -> dict[str, Any]:
     """Read the greeting; adds what this end says of itself."""
     line = b""
@@ -84,6 +92,7 @@ def greeted(sock: socket.socket) -> dict[str, Any]:
     greeting: dict[str, Any] = json.loads(line)
     greeting["client_name"] = endpoint(sock.getsockname())
     greeting["client_peer"] = endpoint(sock.getpeername())
+    greeting["path"] = path_of(sock)
     return greeting
 
 

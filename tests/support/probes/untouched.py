@@ -11,10 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from support.probes.peers import endpoint, family_of, greet, listen_on, visit
+from support.probes.peers import SO_NETNS_COOKIE, endpoint, family_of, greet, listen_on, visit
 from support.probes.reporting import report
-
-SO_NETNS_COOKIE = 71
 
 
 def visit_at_once(address: str, port: int, number: int) -> list[dict[str, Any]]:
@@ -114,3 +112,42 @@ def knock_and_stay(address: str, port: int) -> None:
     with socket.socket(family_of(address), socket.SOCK_STREAM) as sock:
         report(errno.errorcode.get(sock.connect_ex((address, port)), ""))
         os.read(0, 1)
+
+
+def echo_request(address: str) -> dict[str, Any]:
+    """Echo requests of ICMP by a raw socket and by a datagram one (icmp(7))."""
+    family = family_of(address)
+    protocol = socket.IPPROTO_ICMP if family == socket.AF_INET else socket.IPPROTO_ICMPV6
+    request, reply = (8, 0) if family == socket.AF_INET else (128, 129)
+    found: dict[str, Any] = {}
+    for name, kind in (("raw", socket.SOCK_RAW), ("datagram", socket.SOCK_DGRAM)):
+        try:
+            with socket.socket(family, kind, protocol) as sock:
+                sock.settimeout(10)
+                sock.connect((address, 1))
+                body = struct.pack("!BBHHH", request, 0, 0, os.getpid() & 0xFFFF, 1) + b"12345678"
+                if family == socket.AF_INET:
+                    body = body[:2] + _checksum(body) + body[4:]
+                sock.send(body)
+                found[name] = {"from": _answer(sock, reply), "peer": sock.getpeername()[0]}
+        except OSError as error:
+            # ping_group_range of the namespace may not have us.
+            found[name] = errno.errorcode[error.errno or 0]
+    return found
+
+
+def _answer(sock: socket.socket, wanted: int) -> str:
+    """Who sends that message of ICMP; an IPv4 raw socket gets the IP header, too."""
+    while True:
+        message, peer = sock.recvfrom(2048)
+        is_raw4 = sock.family == socket.AF_INET and sock.type == socket.SOCK_RAW
+        if message[20 if is_raw4 else 0] == wanted:
+            return str(peer[0])
+
+
+def _checksum(body: bytes) -> bytes:
+    """Of RFC 1071."""
+    total = sum(struct.unpack(f"!{len(body) // 2}H", body))
+    while total >> 16:
+        total = (total & 0xFFFF) + (total >> 16)
+    return struct.pack("!H", ~total & 0xFFFF)

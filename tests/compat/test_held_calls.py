@@ -6,7 +6,6 @@ Each test runs natively and brokered: what waits goes on as if nothing had happe
 from __future__ import annotations
 
 import contextlib
-import itertools
 import os
 import signal
 import subprocess
@@ -16,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from support.compatibility import Cases
-from support.firewall import filtering
 from support.polling import eventually
 from support.probes import held, peers
+from support.silence import silence
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -28,8 +27,6 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.needs_root, pytest.mark.needs_netns]
 COMPATIBILITY = Cases(heading="Held calls")
-
-_ports = itertools.count(8500)
 
 
 def threads_of(pid: int) -> list[int]:
@@ -118,9 +115,8 @@ IPV4 = pytest.mark.parametrize("version", [4])
 
 @INTERRUPTIONS
 @IPV4
-def test_held_accepts_go_on(pair: Pair, interrupt: Callable[[int], None]) -> None:
-    port = next(_ports)
-    running = pair.server.probe(held.accept_in_threads, pair.anywhere, port)
+def test_held_accepts_go_on(pair: Pair, port: int, interrupt: Callable[[int], None]) -> None:
+    running = pair.serve(held.accept_in_threads, port)
     assert running.result() == "accepting"
     for _ in range(3):
         wait_until_all_sleep(running.pid, held.THREADS + 1)
@@ -128,26 +124,20 @@ def test_held_accepts_go_on(pair: Pair, interrupt: Callable[[int], None]) -> Non
     seen = [pair.client.call(peers.visit, pair.address, port) for _ in range(6)]
     assert all(each["peer"] == each["accepted"] == each["client_name"] for each in seen)
     assert {each["pid"] for each in seen} == {running.pid}
-    running.stop()
 
 
 @pytest.mark.needs_program("nft")
 @INTERRUPTIONS
 @IPV4
-def test_held_connects_go_on(hosts: TwoHosts, pair: Pair, interrupt: Callable[[int], None]) -> None:
-    pair.call(peers.visit)
-    with unanswered(hosts, pair):
-        running = pair.client.probe(held.connect_in_threads, pair.address, pair.port)
+def test_held_connects_go_on(
+    hosts: TwoHosts, pair: Pair, port: int, interrupt: Callable[[int], None]
+) -> None:
+    """Handshakes get no answer: the kernel sends them again, after a second."""
+    with silence(hosts, pair, port) as silent:
+        running = silent.client.probe(held.connect_in_threads, silent.address, silent.port)
         assert running.result() == "connecting"
         wait_until_all_sleep(running.pid, held.THREADS + 1)
         interrupt(running.pid)
     seen: list[Any] = running.result()
     assert [each["peer"] for each in seen] == [each["client_name"] for each in seen]
-    assert len(seen) == held.THREADS
-
-
-def unanswered(hosts: TwoHosts, pair: Pair) -> contextlib.AbstractContextManager[object]:
-    """Handshakes get no answer: the kernel sends them again, after a second."""
-    if pair.is_brokered:
-        return filtering(hosts.host("b").netns, 'iifname "eth0" tcp dport 20000-29999 drop')
-    return filtering(pair.server.netns, f"tcp dport {pair.port} drop")
+    assert [each["path"] for each in seen] == [pair.path] * held.THREADS
