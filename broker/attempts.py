@@ -92,6 +92,11 @@ class Attempts:
             call.fail(errno.EALREADY)
         else:
             attempt.waiting.append(call)
+            limit = timeout_s(attempt.sock, socket.SO_SNDTIMEO)
+            if limit is not None:
+                attempt.timers.append(
+                    self._context.loop.call_later(limit, lambda: _give_up(attempt, call))
+                )
 
     def hold(self, attempt: Attempt) -> None:
         """Wait for the handshake; takes the attempt and its socket."""
@@ -186,6 +191,13 @@ class Attempts:
         self._attempts.pop(attempt.cookie, None)
         for timer in attempt.timers:
             timer.cancel()
+
+
+def _give_up(attempt: Attempt, call: PendingCall) -> None:
+    """SO_SNDTIMEO of a call that joined: EALREADY, while the handshake goes on (connect(2))."""
+    if call in attempt.waiting:
+        attempt.waiting.remove(call)
+        answer(call, errno.EALREADY)
 
 
 def _take_waiting(attempt: Attempt) -> list[PendingCall]:

@@ -11,6 +11,7 @@ and brokered, over IPv4 and IPv6: a test that asks for it runs four times, with 
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 from typing import TYPE_CHECKING
 
@@ -18,11 +19,12 @@ import pytest
 
 from support.pairs import ANYWHERE, CONTENDERS, GREETING_PORT, Both, Pair
 from support.probes import peers
+from support.programs import build
 from support.residents import Resident
 from support.two_hosts import TwoHosts
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     Residents = dict[str, tuple[Resident, Resident]]
 
@@ -57,6 +59,18 @@ def residents(hosts: TwoHosts) -> Iterator[Residents]:
             for version, anywhere in ANYWHERE.items():
                 at[1].probe(peers.greet_server, anywhere, GREETING_PORT + version).result()
         yield found
+
+
+@pytest.fixture(scope="package")
+def compiled(hosts: TwoHosts) -> Callable[[str, str], str]:
+    """Gives the path of a C program of support/targets, compiled in a flavour (programs.py)."""
+    directory = hosts.directory("compiled")
+
+    @functools.cache
+    def get(name: str, flavour: str) -> str:
+        return str(build(directory, name, flavour))
+
+    return get
 
 
 @pytest.fixture

@@ -90,11 +90,15 @@ def build_static(directory: Path) -> Path:
     return target
 
 
-def build(directory: Path, name: str) -> Path:
-    """A C program of support/targets, linked dynamically, with threads."""
-    target = directory / name
+FLAVOURS = {"dynamic": ("cc",), "static": ("cc", "-static"), "musl": ("musl-gcc", "-static")}
+"""How a C program may come to its system calls: glibc as a library or within, another libc."""
+
+
+def build(directory: Path, name: str, flavour: str = "dynamic") -> Path:
+    """A C program of support/targets, with threads."""
+    target = directory / f"{name}-{flavour}"
     flags = ("-O1", "-Wall", "-Wextra", "-Werror", "-pthread")
-    _build(["cc", *flags, "-o", str(target), str(TARGETS / f"{name}.c")], {})
+    _build([*FLAVOURS[flavour], *flags, "-o", str(target), str(TARGETS / f"{name}.c")], {})
     return target
 
 

@@ -96,6 +96,11 @@ class Forked:
         """To the process itself; it is not reaped before `end`."""
         os.kill(self.pid, number)
 
+    def is_asleep(self) -> bool:
+        """Whether it sleeps in a system call, held by slimd or in the kernel."""
+        with open(f"/proc/{self.pid}/stat") as stat:
+            return stat.read().rpartition(")")[2].split()[0] == "S"
+
     def end(self, *, kill: bool = True) -> int:
         """Wait for its end, or kill it first; gives the exit status, as subprocess does."""
         if self._status is None:

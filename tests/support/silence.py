@@ -28,7 +28,13 @@ def silence(hosts: TwoHosts, pair: Pair, port: int) -> Iterator[Pair]:
     silent.call(peers.visit)
     with contextlib.ExitStack() as stack:
         if pair.is_brokered:
-            rule = 'iifname "eth0" tcp dport 20000-29999 drop'
+            (listener,) = (
+                row
+                for row in hosts.rows("b", "listen")
+                if row.workload == pair.server.name and row.overlay_local.endswith(f":{port}")
+            )
+            host_port = listener.host_local.rpartition(":")[2]
+            rule = f'iifname "eth0" tcp dport {host_port} drop'
             stack.enter_context(filtering(hosts.host("b").netns, rule))
         else:
             stack.enter_context(filtering(pair.server.netns, f"tcp dport {port} drop"))
