@@ -161,7 +161,12 @@ def swap(
             return
         others = find_fds(call.tid, inode)
         for other in others:
+            # Each number has registrations of its own, which go with the old file.
+            registrations = find_registrations(call, other)
+            hand.swap(call, other, inode, read_cookie(new), registrations, then)
             call.replace(new.fileno(), other, cloexec=is_close_on_exec(call.tid, other))
+            if registrations:
+                mover().add(call.tid, other, registrations)
         if not watch.wait(0):
             is_watched = False
             is_done = True

@@ -1,7 +1,7 @@
 """Writes docs/compatibility.md from runs of the end-to-end tests.
 
 pytest tests/compat --compatibility calls.json
-pytest tests/netns/test_programs.py tests/netns/test_fallback.py tests/netns/test_nginx.py --compatibility programs.json
+pytest tests/netns/test_{programs,fallback,nginx}.py --compatibility programs.json
 python contrib/generate_compatibility.py calls.json programs.json
 
 Exit status 1, and no page, if a case failed.
