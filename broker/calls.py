@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from slim.broker.kernel import sockaddr
 from slim.broker.kernel.process_memory import process_vm_readv
+from slim.broker.kernel.trapped_calls import TRAPPED_OPTIONS, TRAPPED_READS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -135,7 +136,7 @@ Args: TypeAlias = tuple[int, int, int, int, int, int]
 
 
 def decode(notification: Notification) -> SocketCall | None:
-    """The call behind a notification; None for one of another architecture.
+    """The call behind a notification; None for one of another architecture, or not of the trap set.
 
     Raises OSError EFAULT (the program's own bad pointer) or ESRCH when memory cannot be read.
     """
@@ -207,15 +208,20 @@ def _fast_open_send(tid: int, args: Args) -> SocketCall:
     return FastOpenSend(_int(args[0]))
 
 
-def _setsockopt(tid: int, args: Args) -> SocketCall:
+def _setsockopt(tid: int, args: Args) -> SocketCall | None:
+    if (_int(args[1]), _int(args[2])) not in TRAPPED_OPTIONS:
+        # An OCI profile cannot tell these by level and option both.
+        return None
     return SetOption(_int(args[0]))
 
 
-def _getsockopt(tid: int, args: Args) -> SocketCall:
+def _getsockopt(tid: int, args: Args) -> SocketCall | None:
+    if (_int(args[1]), _int(args[2])) not in TRAPPED_READS:
+        return None
     return GetV6Only(_int(args[0]), args[3], args[4])
 
 
-_BY_NAME: dict[str, Callable[[int, Args], SocketCall]] = {
+_BY_NAME: dict[str, Callable[[int, Args], SocketCall | None]] = {
     "connect": _connect,
     "accept": _accept,
     "sendto": _fast_open_send,

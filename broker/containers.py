@@ -1,7 +1,8 @@
-"""Containers come and go: slim-run's claims, the workloads behind them, what is kept of both.
+"""Containers come and go: claims, the workloads behind them, what is kept of both.
 
-Implements run_server.Containers. Order matters: the keeper has a listener fd before traps
-supervises it, and slim-run hears Ack last, so that no filter is ever without a supervisor.
+Claims come from slim-run (run_server.py) and from OCI runtimes (oci/agent.py). Order matters: the
+keeper has a listener fd before traps supervises it, and slim-run hears Ack last, so that no command
+runs under a filter without a supervisor.
 """
 
 from __future__ import annotations
@@ -31,6 +32,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _encode = msgspec.msgpack.encode
+
+SHOWN_ID = 12
+"""Characters of a runtime's id in the name of a workload that has no other, as docker ps has."""
 
 
 class Containers:
@@ -110,7 +114,7 @@ class Containers:
             state = self._registry.describe_namespace(
                 cookie,
                 netns_fd,
-                name=claim.workload,
+                name=claim.workload or container.runtime_id[:SHOWN_ID] or None,
                 namespace=claim.namespace,
                 labels=claim.labels,
                 overlay=claim.overlay,
@@ -140,7 +144,7 @@ class Containers:
                 lambda token: messages.AttachContainer(token, container), (listener,)
             )
         except (ControlError, asyncio.CancelledError):
-            # Cancelled: slim-run's time was up. It dies with its filter, and nothing may stay.
+            # Cancelled: the caller's time was up. Its filter has no supervisor; nothing may stay.
             with contextlib.suppress(ControlError):
                 await self._keeper.drop(name)
             await self.gone(container.container)
@@ -154,6 +158,14 @@ class Containers:
         log.info(
             "container %s: workload %s, pid %d", container.container, known.name, container.pid
         )
+
+    def find_runtime(self, runtime_id: str) -> list[Workload]:
+        """The workloads with a container that an OCI runtime calls so."""
+        return [
+            workload
+            for workload in self._registry
+            if any(each.runtime_id == runtime_id for each in workload.containers.values())
+        ]
 
     async def compare(self, supervised: list[str], idle: list[int]) -> None:
         """traps connected and supervises these; its `idle` workloads have no container.

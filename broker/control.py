@@ -32,6 +32,7 @@ from slim.broker.keeper_start import connect_keeper, make_settings
 from slim.broker.kernel.namespaces import own_netns_cookie
 from slim.broker.kernel.seccomp_filter import build_filter
 from slim.broker.local import messages, states
+from slim.broker.oci import agent as oci_agent
 from slim.broker.paths import HostPaths
 from slim.broker.peering import Peering
 from slim.broker.peers import messages as peer_messages
@@ -104,6 +105,7 @@ class Control:
         self._links: PeerLinks | None = None
         self._resolver: Resolver
         self._run_server: RunServer
+        self._oci_agent: oci_agent.OciAgent
         self._admin: AdminServer
 
     # --- life ---------------------------------------------------------------------------------
@@ -247,6 +249,9 @@ class Control:
             str(run_dir / "run.sock"), program, host_netns, config.slim_run, self._containers
         )
         undo.callback(self._run_server.close)
+        listener = oci_agent.listen(str(run_dir / oci_agent.SOCKET))
+        self._oci_agent = oci_agent.OciAgent(listener, host_netns, self._containers)
+        undo.callback(self._oci_agent.close)
         self._reloading = Reloading(
             host=self._host,
             registry=self._registry,
@@ -353,6 +358,7 @@ class Control:
     def _all_counters(self) -> dict[str, int]:
         parts = (self, self._news, self._containers, self._resolver, self._inbound)
         counted = [*(part.counters for part in parts), self._revocation.counters]
+        counted.append(self._oci_agent.counters)
         if self._links is not None:
             counted += [self._links.counters, self._peering.counters]
         return {

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
-from slim.broker.endpoints import named_ports
-from slim.broker.errors import ControlError, SlimError, SyscallError
-from slim.broker.kernel.namespaces import netns_cookie_of
+from slim.broker.claims import check_claim, workload_cookie
+from slim.broker.conversations import Conversations, until_readable
+from slim.broker.errors import ControlError, SlimError
 from slim.broker.local import messages, seqpacket, states
 
 if TYPE_CHECKING:
@@ -29,11 +29,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-MAX_CONVERSATIONS = 256
 CONVERSATION_LIMIT_S = 20.0
-ACCEPT_PAUSE_S = 0.5
-MAX_LABELS = 64
-MAX_TEXT = 256
 
 _decoder: msgspec.msgpack.Decoder[messages.RunRequest] = msgspec.msgpack.Decoder(
     messages.RunRequest
@@ -60,7 +56,7 @@ class Containers(Protocol):
 
 
 class RunServer:
-    """Owns the listening socket and the conversations."""
+    """Owns the conversations on run.sock."""
 
     def __init__(
         self,
@@ -74,48 +70,20 @@ class RunServer:
         self._host_netns = host_netns
         self._config = config
         self._containers = containers
-        self._tasks: set[asyncio.Task[None]] = set()
         # Anybody may connect; credentials decide what they may say.
-        self._listener = seqpacket.listen(path, mode=0o666)
-        self._listener.setblocking(False)
-        self._pause: asyncio.TimerHandle | None = None
-        self._listen()
-
-    def _listen(self) -> None:
-        self._pause = None
-        asyncio.get_running_loop().add_reader(self._listener, self._accept)
+        listener = seqpacket.listen(path, mode=0o666)
+        self._conversations = Conversations(listener, "slim-run", self._converse)
 
     def use(self, config: SlimRunConfig) -> None:
         """For conversations that begin from now on."""
         self._config = config
 
     def close(self) -> None:
-        if self._pause is not None:
-            self._pause.cancel()
-        asyncio.get_running_loop().remove_reader(self._listener)
-        self._listener.close()
-        for task in self._tasks:
-            task.cancel()
+        self._conversations.close()
 
-    def _accept(self) -> None:
-        try:
-            sock, _ = self._listener.accept()
-        except BlockingIOError:
-            return
-        except OSError as error:
-            # No fd left. Who waits stays in the kernel's queue, which would wake us at once.
-            log.error("slim-run is not heard: %s", error)
-            loop = asyncio.get_running_loop()
-            loop.remove_reader(self._listener)
-            self._pause = loop.call_later(ACCEPT_PAUSE_S, self._listen)
-            return
-        if len(self._tasks) >= MAX_CONVERSATIONS:
-            sock.close()
-            return
-        sock.setblocking(False)
-        task = asyncio.create_task(self._converse(sock))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+    async def wait(self) -> None:
+        """Until every conversation that has begun is over."""
+        await self._conversations.wait()
 
     async def _converse(self, sock: socket.socket) -> None:
         conversation = Conversation(sock, self._containers, self._host_netns, self._config)
@@ -171,11 +139,8 @@ class Conversation:
         if len(self._fds) != 3:
             raise seqpacket.ProtocolViolation(f"Register with {len(self._fds)} fds instead of 3")
         netns, _pidfd, listener = self._fds
-        _check_bounds(claim)
-        try:
-            cookie = netns_cookie_of(netns)
-        except (SyscallError, OSError) as error:
-            raise ControlError(f"that is no network namespace: {error}") from None
+        check_claim(claim)
+        cookie = workload_cookie(netns)
         if cookie == self._host_netns:
             raise ControlError(
                 "the host's own network namespace is not a container",
@@ -253,17 +218,11 @@ class Conversation:
             log.info("slim-run (pid %d) takes no answer: %s", self.pid, error)
 
     async def _receive(self) -> messages.RunRequest:
-        loop = asyncio.get_running_loop()
         while True:
             try:
                 message, fds = self._channel.receive()
             except BlockingIOError:
-                readable = loop.create_future()
-                loop.add_reader(self._channel.sock, _set, readable)
-                try:
-                    await readable
-                finally:
-                    loop.remove_reader(self._channel.sock)
+                await until_readable(self._channel.sock)
                 continue
             self._fds.extend(fds)
             return message
@@ -275,27 +234,3 @@ class Conversation:
         self._fds.clear()
         if self._prepared is not None:
             await self._containers.discard_namespace(self._prepared)
-
-
-def _set(future: asyncio.Future[None]) -> None:
-    if not future.done():
-        future.set_result(None)
-
-
-def _check_bounds(claim: messages.Register) -> None:
-    texts = [claim.workload or "", claim.namespace, claim.overlay or "", *claim.labels]
-    texts += claim.labels.values()
-    if len(claim.labels) > MAX_LABELS or any(len(text) > MAX_TEXT for text in texts):
-        raise ControlError(
-            "names or labels are too long",
-            hint=f"at most {MAX_LABELS} labels, each text at most {MAX_TEXT} characters",
-        )
-    if not all(text.isprintable() for text in texts):
-        raise ControlError(
-            "a name or a label has control characters",
-            hint="use printable characters: names and labels are shown and sent to peers",
-        )
-    try:
-        named_ports(claim.labels)
-    except ValueError as error:
-        raise ControlError(str(error), hint="name ports with slim-run --port http=80") from None

@@ -102,9 +102,15 @@ def _received_fds(ancillary: list[tuple[int, int, bytes]]) -> list[int]:
     return list(fds)
 
 
-def listen(path: str, *, mode: int) -> socket.socket:
-    """A listening SEQPACKET socket at `path`, which replaces whatever was there."""
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
+def listen(
+    path: str,
+    *,
+    mode: int,
+    kind: socket.SocketKind = socket.SOCK_SEQPACKET,
+    backlog: int = 64,
+) -> socket.socket:
+    """A listening unix socket at `path`, which replaces whatever was there."""
+    sock = socket.socket(socket.AF_UNIX, kind | socket.SOCK_CLOEXEC)
     try:
         Path(path).unlink(missing_ok=True)
         # The socket exists with the right mode from its first moment.
@@ -113,7 +119,7 @@ def listen(path: str, *, mode: int) -> socket.socket:
             sock.bind(path)
         finally:
             os.umask(previous)
-        sock.listen(64)
+        sock.listen(backlog)
     except OSError:
         sock.close()
         raise

@@ -52,5 +52,8 @@ class ContainerState(msgspec.Struct, frozen=True, array_like=True):
     container: str
     workload: int
     pid: int
+    """0 if the runtime did not say."""
     command: list[str]
     started: float
+    runtime_id: str = ""
+    """What an OCI runtime calls it; its further listeners (exec) come under the same id."""

@@ -185,11 +185,11 @@ class Workload:
 
     def probe(self, function: Callable[..., object], *arguments: object) -> Running:
         """Start a probe."""
-        return self.start(*_probe_argv(function, arguments))
+        return self.start(*probe_argv(function, *arguments))
 
     def call(self, function: Callable[..., object], *arguments: object) -> Any:
         """Run a probe to its end; gives the last value that it reported."""
-        output = self.run(*_probe_argv(function, arguments))
+        output = self.run(*probe_argv(function, *arguments))
         return json.loads(output.splitlines()[-1])
 
     def run(self, *argv: str, timeout_s: float = PROBE_S) -> str:
@@ -297,7 +297,7 @@ class TwoHosts:
         self, host: str, function: Callable[..., object], *arguments: object
     ) -> Running:
         """Start a probe in the host's own network namespace and mounts."""
-        argv = [*self.machines[host].prefix, *_probe_argv(function, arguments)]
+        argv = [*self.machines[host].prefix, *probe_argv(function, *arguments)]
         return self.start(argv, f"host-{host}")
 
     def start_slimd(self, host: str) -> Process:
@@ -365,7 +365,8 @@ def environment() -> dict[str, str]:
     return {**os.environ, "PATH": path, "PYTHONPATH": modules, "LC_ALL": "C"}
 
 
-def _probe_argv(function: Callable[..., object], arguments: tuple[object, ...]) -> list[str]:
+def probe_argv(function: Callable[..., object], *arguments: object) -> list[str]:
+    """The command that runs a probe; PYTHONPATH names its package's directory."""
     module = inspect.getmodule(function)
     assert module is not None
     assert module.__name__.startswith("support.probes."), module.__name__

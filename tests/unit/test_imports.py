@@ -24,6 +24,7 @@ PURE_MAY = {
     # calls.decode is the one reader of target memory.
     "kernel.process_memory",
     "kernel.seccomp_notify",
+    "kernel.trapped_calls",
     "kernel.socket_options",
 }
 
@@ -65,6 +66,9 @@ CONTROL_SIDE = {
     "cli",
     "run",
     "run_server",
+    "oci",
+    "claims",
+    "conversations",
     "daemon",
     "paths",
     "admission_keys",

@@ -122,10 +122,17 @@ def test_calls_without_an_address_of_their_own_read_nothing(memory: Memory) -> N
     assert decode("accept4", 7, 1, 2, flags) == calls.Accept(7, 1, 2, flags)
     assert decode("getsockname", 7, 1, 2) == calls.GetName(7, 1, 2, peer=False)
     assert decode("getpeername", 7, 1, 2) == calls.GetName(7, 1, 2, peer=True)
-    assert decode("setsockopt", 7, 6, 13) == calls.SetOption(7)
+    assert decode("setsockopt", 7, 6, WIDE | 19) == calls.SetOption(7)
     assert decode("getsockopt", 7, 41, 26, 1, 2) == calls.GetV6Only(7, 1, 2)
     for name in ("sendto", "sendmsg", "sendmmsg"):
         assert decode(name, 7, 1, 2) == calls.FastOpenSend(7)
+    assert memory.reads == []
+
+
+def test_options_that_only_a_profile_traps_are_not_decoded(memory: Memory) -> None:
+    """An OCI profile tells them by their number, whatever the level."""
+    assert decode("setsockopt", 7, 99, 19) is None
+    assert decode("getsockopt", 7, 1, 26, 1, 2) is None
     assert memory.reads == []
 
 

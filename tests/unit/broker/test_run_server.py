@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import pytest
 
-from slim.broker import run_server
+from slim.broker import claims, conversations, run_server
 from slim.broker.config import NamespaceConfig, SlimRunConfig
 from slim.broker.errors import ControlError
 from slim.broker.local import messages, seqpacket, states
@@ -139,7 +139,7 @@ class Stage:
                     return await test(caller)
             finally:
                 caller.channel.close()
-                await asyncio.gather(*server._tasks)
+                await server.wait()
                 server.close()
 
         before = len(os.listdir("/proc/self/fd"))
@@ -173,7 +173,7 @@ class FakeUsers:
 @pytest.fixture
 def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Stage:
     stage = Stage(tmp_path)
-    monkeypatch.setattr(run_server, "netns_cookie_of", stage.cookie_of)
+    monkeypatch.setattr(claims, "netns_cookie_of", stage.cookie_of)
     monkeypatch.setattr(seqpacket, "peer_credentials", stage.credentials)
     monkeypatch.setattr(run_server, "grp", FakeGroups())
     monkeypatch.setattr(run_server, "pwd", FakeUsers())
@@ -394,7 +394,7 @@ def test_a_caller_that_comes_when_no_fd_is_left_is_heard_later(
     stage: Stage, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Accepting fails until an fd is free; meanwhile slimd does not spin."""
-    monkeypatch.setattr(run_server, "ACCEPT_PAUSE_S", 0.05)
+    monkeypatch.setattr(conversations, "ACCEPT_PAUSE_S", 0.05)
 
     async def main() -> None:
         server = RunServer(str(stage.path), PROGRAM, HOST, stage.config, stage.containers)
@@ -408,7 +408,7 @@ def test_a_caller_that_comes_when_no_fd_is_left_is_heard_later(
         async with asyncio.timeout(5):
             assert await caller.receive() == messages.Offer(messages.PROTOCOL, PROGRAM)
         caller.channel.close()
-        await asyncio.gather(*server._tasks)
+        await server.wait()
         server.close()
 
     asyncio.run(main())

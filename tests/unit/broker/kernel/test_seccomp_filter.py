@@ -10,8 +10,9 @@ import pyseccomp
 import pytest
 
 from slim.broker import calls
-from slim.broker.kernel import seccomp_filter
-from slim.broker.kernel.seccomp_filter import MSG_FASTOPEN, build_filter
+from slim.broker.kernel import trapped_calls
+from slim.broker.kernel.seccomp_filter import build_filter
+from slim.broker.kernel.trapped_calls import MSG_FASTOPEN
 from support.bpf import verdict
 
 NOTIFY = pyseccomp.NOTIFY
@@ -33,7 +34,7 @@ def native(program: bytes, name: str, *args: int) -> int:
     return verdict(program, arch=NATIVE, nr=number, args=args)
 
 
-@pytest.mark.parametrize("name", seccomp_filter.TRAPPED)
+@pytest.mark.parametrize("name", trapped_calls.TRAPPED)
 def test_socket_calls_are_trapped_whatever_their_arguments(program: bytes, name: str) -> None:
     if pyseccomp.resolve_syscall(pyseccomp.Arch.NATIVE, name) < 0:
         pytest.skip(f"this architecture has no {name}")
@@ -42,8 +43,8 @@ def test_socket_calls_are_trapped_whatever_their_arguments(program: bytes, name:
 
 
 def test_what_is_trapped_is_what_traps_can_decode(program: bytes) -> None:
-    conditional = {*seccomp_filter.TRAPPED_WITH_FASTOPEN, "setsockopt", "getsockopt"}
-    assert {*seccomp_filter.TRAPPED, *conditional} == set(calls._BY_NAME)
+    conditional = {*trapped_calls.TRAPPED_WITH_FASTOPEN, "setsockopt", "getsockopt"}
+    assert {*trapped_calls.TRAPPED, *conditional} == set(calls._BY_NAME)
     for number in calls._DECODERS:
         flags = (0, 1, MSG_FASTOPEN, MSG_FASTOPEN)
         bind_to_device = (3, socket.SOL_SOCKET, 25)
@@ -55,7 +56,7 @@ def test_what_is_trapped_is_what_traps_can_decode(program: bytes) -> None:
         assert NOTIFY in said
 
 
-@pytest.mark.parametrize(("name", "argument"), seccomp_filter.TRAPPED_WITH_FASTOPEN.items())
+@pytest.mark.parametrize(("name", "argument"), trapped_calls.TRAPPED_WITH_FASTOPEN.items())
 def test_sends_are_trapped_only_with_fastopen(program: bytes, name: str, argument: int) -> None:
     def sent_with(flags: int) -> int:
         args = [0] * 6
@@ -72,7 +73,7 @@ def test_sends_are_trapped_only_with_fastopen(program: bytes, name: str, argumen
     assert native(program, name, *others) == ALLOW
 
 
-@pytest.mark.parametrize(("level", "option"), seccomp_filter.TRAPPED_OPTIONS)
+@pytest.mark.parametrize(("level", "option"), trapped_calls.TRAPPED_OPTIONS)
 def test_dangerous_options_are_trapped_also_with_high_bits_set(
     program: bytes, level: int, option: int
 ) -> None:
@@ -133,7 +134,7 @@ def test_i386_runs_untrapped_but_without_io_uring(program: bytes) -> None:
         number = pyseccomp.resolve_syscall(i386, name)
         args = (3, 1, 25, MSG_FASTOPEN)
         assert verdict(program, arch=i386, nr=number, args=args) == ALLOW, name
-    for name in seccomp_filter.REFUSED:
+    for name in trapped_calls.REFUSED:
         number = pyseccomp.resolve_syscall(i386, name)
         assert verdict(program, arch=i386, nr=number) == ENOSYS, name
 
@@ -154,7 +155,7 @@ def test_a_call_that_a_tracer_skips_is_let_through(program: bytes) -> None:
 def test_sends_are_judged_within_few_instructions(program: bytes) -> None:
     """They run the filter every time, and so come before the other calls."""
     first = [int.from_bytes(program[at + 4 : at + 8], "little") for at in range(0, 20 * 8, 8)]
-    for name in seccomp_filter.TRAPPED_WITH_FASTOPEN:
+    for name in trapped_calls.TRAPPED_WITH_FASTOPEN:
         assert pyseccomp.resolve_syscall(pyseccomp.Arch.NATIVE, name) in first
 
 

@@ -1,0 +1,179 @@
+"""Containers of real OCI runtimes: brokered in both directions, their execs and their pods."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import signal
+from typing import TYPE_CHECKING
+
+import pytest
+
+from slim.broker.admin import client as admin_client
+from slim.broker.admin import messages
+from support.measuring import vxlan_packets
+from support.oci import OciRuntime, oci_runtime
+from support.polling import eventually
+from support.probes import peers
+from support.two_hosts import probe_argv
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from support.two_hosts import TwoHosts, Workload
+
+pytestmark = [
+    pytest.mark.needs_root,
+    pytest.mark.needs_netns,
+    pytest.mark.needs_program("runc", "crun"),
+]
+
+BULK_BYTES = 8 << 20
+NOISE_PACKETS = 50
+_ports = itertools.count(8000)
+
+
+@pytest.fixture
+def port() -> int:
+    """One that no other test listens on."""
+    return next(_ports)
+
+
+@pytest.fixture
+def greeting_port(server: Workload) -> int:
+    """Of a greeting server in `server`."""
+    number = next(_ports)
+    server.probe(peers.greet_server, "0.0.0.0", number).result()
+    return number
+
+
+@pytest.fixture(scope="module", params=["runc", "crun"])
+def runtime(hosts: TwoHosts, request: pytest.FixtureRequest) -> Iterator[OciRuntime]:
+    """On host a; `server` of the others is slim-run's, on host b."""
+    with oci_runtime(hosts, "a", request.param) as runtime:
+        yield runtime
+
+
+def containers(hosts: TwoHosts, host: str = "a") -> list[messages.Container]:
+    run_dir = hosts.run_dir(host)
+    return admin_client.ask(run_dir, messages.GetContainers(), messages.Containers).containers
+
+
+def of_workload(hosts: TwoHosts, workload: Workload) -> list[messages.Container]:
+    return [row for row in containers(hosts) if workload.address4 in row.addresses]
+
+
+def lines_about(hosts: TwoHosts, container: str) -> list[str]:
+    """What the slimds of host a, one after the other, logged of a runtime's container."""
+    logs = sorted(hosts.host("a").directory.glob("slimd*.log"))
+    lines = [line for log in logs for line in log.read_text(errors="replace").splitlines()]
+    return [line for line in lines if f"container {container!r}" in line]
+
+
+def bulk(hosts: TwoHosts, client: Workload, server: Workload, port: int) -> int:
+    """Packets on the overlay's link while that much is echoed."""
+    before = vxlan_packets(hosts)
+    running = client.probe(peers.stay, server.address4, port, BULK_BYTES)
+    running.result()
+    running.tell("echo")
+    assert running.result() == BULK_BYTES
+    running.stop()
+    return vxlan_packets(hosts) - before
+
+
+def test_connections_from_and_to_a_container_cross_the_hosts_network(
+    hosts: TwoHosts, runtime: OciRuntime, server: Workload, port: int, greeting_port: int
+) -> None:
+    contained = runtime.start("both", runtime.new_network(), annotations={"slim.workload": "both"})
+    contained.probe(peers.greet_server, "0.0.0.0", port).result()
+    seen = contained.call(peers.visit, server.address4, greeting_port)
+    assert seen["peer"].startswith(f"{contained.address4}:")
+    assert bulk(hosts, contained, server, greeting_port) < NOISE_PACKETS
+    assert bulk(hosts, server, contained, port) < NOISE_PACKETS
+    assert {(row.workload, row.namespace) for row in of_workload(hosts, contained)} == {
+        ("both", "default")
+    }
+
+
+def test_the_first_process_is_brokered_like_those_of_an_exec(
+    hosts: TwoHosts, runtime: OciRuntime, server: Workload, port: int
+) -> None:
+    argv = probe_argv(peers.greet_server, "0.0.0.0", port)
+    alone = runtime.start("alone", runtime.new_network(), argv=argv)
+    local = f":{port}"
+    eventually(
+        lambda: any(row.overlay_local.endswith(local) for row in hosts.rows("a")),
+        "a listener of the container's first process",
+    )
+    assert bulk(hosts, server, alone, port) < NOISE_PACKETS
+
+
+def test_every_exec_is_a_container_of_its_workload_until_it_ends(
+    hosts: TwoHosts, runtime: OciRuntime
+) -> None:
+    contained = runtime.start("execs", runtime.new_network(), annotations={"slim.label.app": "x"})
+    (first,) = of_workload(hosts, contained)
+    running = contained.start("cat")
+    eventually(lambda: len(of_workload(hosts, contained)) == 2, "the exec is registered")
+    assert {(row.workload, row.labels["app"]) for row in of_workload(hosts, contained)} == {
+        (first.workload, "x")
+    }
+    assert running.popen.stdin is not None
+    running.popen.stdin.close()
+    eventually(lambda: len(of_workload(hosts, contained)) == 1, "only the first is left")
+    runtime.run("kill", first.command[0], "KILL")
+    eventually(lambda: not of_workload(hosts, contained), "the workload is forgotten")
+
+
+def test_containers_of_one_pod_are_one_workload(
+    hosts: TwoHosts, runtime: OciRuntime, server: Workload, port: int, greeting_port: int
+) -> None:
+    network = runtime.new_network()
+    pod = {
+        "io.kubernetes.cri.sandbox-name": "pod-1",
+        "io.kubernetes.cri.sandbox-namespace": "shop",
+    }
+    web = runtime.start("web", network, annotations={**pod, "slim.label.app": "web"})
+    sidecar = runtime.start("sidecar", network, annotations=pod)
+    web.probe(peers.greet_server, "0.0.0.0", port).result()
+    assert bulk(hosts, server, web, port) < NOISE_PACKETS
+    assert bulk(hosts, sidecar, server, greeting_port) < NOISE_PACKETS
+    rows = of_workload(hosts, web)
+    assert len({row.command[0] for row in rows}) == 2
+    assert {(row.workload, row.namespace, row.labels["app"]) for row in rows} == {
+        ("pod-1", "shop", "web")
+    }
+
+
+def test_labels_that_contradict_the_pods_are_refused_and_its_socket_calls_fail(
+    hosts: TwoHosts, runtime: OciRuntime
+) -> None:
+    network = runtime.new_network()
+    runtime.start("web", network, annotations={"slim.label.app": "web"})
+    liar = runtime.create("liar", network, annotations={"slim.label.app": "admin"})
+    # runc brings the listener when it creates the container, crun when it starts it.
+    runtime.run("start", liar)
+    (line,) = eventually(lambda: lines_about(hosts, liar), "the refusal is logged")
+    assert "is refused: the namespace already is workload" in line
+    refused = runtime.workload("liar", network, liar).try_run(
+        "python3", "-c", "import socket; socket.socket().listen()"
+    )
+    assert "Function not implemented" in refused.stderr
+
+
+def test_identity_comes_from_the_profile_too(hosts: TwoHosts, runtime: OciRuntime) -> None:
+    metadata = '{"namespace": "shop", "labels": {"tier": "front"}}'
+    contained = runtime.start("profiled", runtime.new_network(), metadata=metadata)
+    (row,) = of_workload(hosts, contained)
+    assert (row.namespace, row.labels) == ("shop", {"tier": "front"})
+
+
+def test_a_container_is_supervised_by_the_next_slimd(
+    hosts: TwoHosts, runtime: OciRuntime, server: Workload, greeting_port: int
+) -> None:
+    contained = runtime.start("survivor", runtime.new_network())
+    os.kill(hosts.pid("a", "control"), signal.SIGTERM)
+    eventually(lambda: not hosts.answers("a"), "slimd has ended")
+    hosts.start_slimd("a")
+    assert bulk(hosts, contained, server, greeting_port) < NOISE_PACKETS
+    assert len({row.workload for row in of_workload(hosts, contained)}) == 1
