@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from slim.broker.discovery import DiscoveryBackend
     from slim.broker.endpoints import Address
     from slim.broker.inbound import Inbound
-    from slim.broker.registry import Registry, Workload
+    from slim.broker.registry import Membership, Registry, Workload
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +62,7 @@ class Containers:
         """Tell the backends of every workload, those that are here and those to come."""
         self._backends = backends
         for workload in self._registry:
-            for backend in backends:
+            for backend in backends if not workload.is_bystander else ():
                 backend.workload_added(workload.state.cookie, tuple(workload.addresses))
 
     async def restore(self, held: list[tuple[str, bytes, list[int]]]) -> None:
@@ -97,7 +97,11 @@ class Containers:
         await asyncio.to_thread(discard, name)
 
     async def register(
-        self, claim: messages.Register, container: states.ContainerState, fds: list[int]
+        self,
+        claim: messages.Register,
+        container: states.ContainerState,
+        fds: list[int],
+        membership: Membership = "required",
     ) -> None:
         # Between two lives of traps nobody is refused.
         await self._traps.wait_until_connected()
@@ -110,7 +114,7 @@ class Containers:
             )
         workload = self._registry.workloads.get(cookie)
         is_new = workload is None
-        if workload is None:
+        if workload is None or workload.is_bystander:
             state = self._registry.describe_namespace(
                 cookie,
                 netns_fd,
@@ -120,8 +124,14 @@ class Containers:
                 overlay=claim.overlay,
                 fail_mode=claim.fail_mode,
                 prepared=claim.prepared,
+                membership=membership,
             )
-            workload = self._registry.add(state, os.dup(netns_fd))
+            if workload is None:
+                workload = self._registry.add(state, os.dup(netns_fd))
+            elif state.networks:
+                # It has come to an overlay since its first container.
+                workload.state = msgspec.structs.replace(state, index=workload.state.index)
+                is_new = True
         else:
             self._registry.check_same(workload.state, claim.workload, claim.namespace, claim.labels)
             # Addresses may have come or gone since the first container.
@@ -151,12 +161,16 @@ class Containers:
             raise
         finally:
             self._attaching.discard(container.container)
-        if is_new:
+        if is_new and not workload.is_bystander:
             for backend in self._backends:
                 backend.workload_added(cookie, tuple(workload.addresses))
         self.counters["containers_started"] += 1
         log.info(
-            "container %s: workload %s, pid %d", container.container, known.name, container.pid
+            "container %s: workload %s, pid %d%s",
+            container.container,
+            known.name,
+            container.pid,
+            ", on no overlay" if workload.is_bystander else "",
         )
 
     def find_runtime(self, runtime_id: str) -> list[Workload]:
@@ -210,7 +224,7 @@ class Containers:
 
     async def _forget(self, workload: Workload) -> None:
         cookie = workload.state.cookie
-        for backend in self._backends:
+        for backend in self._backends if not workload.is_bystander else ():
             backend.workload_removed(cookie)
         self._on_invalid(self._inbound.take_all_askers(cookie), 0)
         self._inbound.forget_workload(cookie)

@@ -33,6 +33,7 @@ from slim.broker.kernel.namespaces import own_netns_cookie
 from slim.broker.kernel.seccomp_filter import build_filter
 from slim.broker.local import messages, states
 from slim.broker.oci import agent as oci_agent
+from slim.broker.oci.listener import open_listener
 from slim.broker.paths import HostPaths
 from slim.broker.peering import Peering
 from slim.broker.peers import messages as peer_messages
@@ -249,9 +250,9 @@ class Control:
             str(run_dir / "run.sock"), program, host_netns, config.slim_run, self._containers
         )
         undo.callback(self._run_server.close)
-        listener = oci_agent.listen(str(run_dir / oci_agent.SOCKET))
+        listener = await open_listener(run_dir / oci_agent.SOCKET, self._keeper)
         self._oci_agent = oci_agent.OciAgent(listener, host_netns, self._containers)
-        undo.callback(self._oci_agent.close)
+        undo.push_async_callback(self._oci_agent.finish)
         self._reloading = Reloading(
             host=self._host,
             registry=self._registry,

@@ -34,13 +34,20 @@ class Conversations:
         self._converse = converse
         self._tasks: set[asyncio.Task[None]] = set()
         self._pause: asyncio.TimerHandle | None = None
+        self._is_stopped = False
         listener.setblocking(False)
         self._listen()
 
-    def close(self) -> None:
+    def stop(self) -> None:
+        """Accept no more."""
+        self._is_stopped = True
         if self._pause is not None:
             self._pause.cancel()
         asyncio.get_running_loop().remove_reader(self._listener)
+
+    def close(self) -> None:
+        """Cancel what goes on; what waits in the queue stays there if others hold the socket."""
+        self.stop()
         self._listener.close()
         for task in self._tasks:
             task.cancel()
@@ -75,7 +82,7 @@ class Conversations:
     def _on_done(self, task: asyncio.Task[None]) -> None:
         was_full = len(self._tasks) == MAX_CONVERSATIONS
         self._tasks.discard(task)
-        if was_full and self._pause is None and self._listener.fileno() >= 0:
+        if was_full and self._pause is None and not self._is_stopped:
             self._listen()
         if not task.cancelled() and task.exception() is not None:
             log.error("a conversation with %s failed", self._who, exc_info=task.exception())

@@ -330,8 +330,8 @@ class Keeper:
         """Containers that still run are let go: from now on their calls take the overlay."""
         self._traps.stop()
         self._is_released = True
-        # Plain peers are refused from now on, and not left waiting.
-        for name in [name for name in self._kept if name.startswith("retained/")]:
+        # Plain peers and OCI runtimes are refused from now on, and not left waiting.
+        for name in [name for name in self._kept if name.startswith(("retained/", "agent/"))]:
             self._forget(name)
         if not self._gap.is_open:
             self._begin_gap()

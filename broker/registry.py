@@ -10,7 +10,7 @@ import logging
 import os
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import msgspec
 
@@ -35,6 +35,9 @@ if TYPE_CHECKING:
     from slim.broker.local.messages import ListenerUp
     from slim.broker.plugin_manager import Plugins
 
+Membership: TypeAlias = Literal["required", "optional", "never"]
+"""Of an overlay: a workload without is a bystander, whose calls all go on natively."""
+
 MAX_CONTAINERS = 4096
 MAX_INDEX = 1 << 20
 MAX_AUDITED = 1024
@@ -56,6 +59,11 @@ class Workload:
     @property
     def identity(self) -> Identity:
         return Identity(self.state.name, self.state.namespace, self.state.labels)
+
+    @property
+    def is_bystander(self) -> bool:
+        """Whether it is on no overlay."""
+        return not self.state.networks
 
     @property
     def addresses(self) -> list[Address]:
@@ -129,12 +137,17 @@ class Registry:
         overlay: str | None,
         fail_mode: str,
         prepared: str | None,
+        membership: Membership = "required",
     ) -> WorkloadState:
         """What a namespace is, for its first container; ControlError when it cannot be brokered."""
+        identity = Identity(name or f"netns-{cookie}", namespace, labels)
         addresses = read_addresses(netns_fd)
+        if membership == "never" or (
+            membership == "optional" and not self._is_on_overlay(addresses, identity)
+        ):
+            return self._describe_bystander(cookie, identity)
         chosen = self._choose_overlay(addresses, overlay)
         own = [address for address in addresses if contains_any(chosen.networks, address)]
-        identity = Identity(name or f"netns-{cookie}", namespace, labels)
         return WorkloadState(
             cookie=cookie,
             name=identity.workload,
@@ -148,6 +161,34 @@ class Registry:
             isolated_egress=self._isolates_egress(identity, chosen),
             fail_mode="closed" if fail_mode == "closed" else "open",
             prepared=prepared,
+        )
+
+    def _describe_bystander(self, cookie: int, identity: Identity) -> WorkloadState:
+        return WorkloadState(
+            cookie=cookie,
+            name=identity.workload,
+            namespace=identity.namespace,
+            labels=dict(identity.labels),
+            overlay="",
+            networks=[],
+            addresses=[],
+            index=self._free_index(),
+            isolated_ingress=False,
+            isolated_egress=False,
+            fail_mode="open",
+            prepared=None,
+        )
+
+    def _is_on_overlay(self, addresses: list[Address], identity: Identity) -> bool:
+        """False only if it need not be: what policy isolates must be where policy is kept."""
+        return (
+            any(
+                contains_any(overlay.networks, own)
+                for overlay in self.overlays
+                for own in addresses
+            )
+            or self.plugins.isolates(identity, Direction.INGRESS)
+            or self.plugins.isolates(identity, Direction.EGRESS)
         )
 
     def use_policy(self, plugins: Plugins) -> None:

@@ -247,7 +247,7 @@ class Reloading:
     def _check_overlays(self, config: BrokerConfig) -> None:
         names = {overlay.name for overlay in config.overlays}
         for workload in self.registry:
-            if workload.state.overlay not in names:
+            if not workload.is_bystander and workload.state.overlay not in names:
                 raise ConfigError(
                     f"{config.path}: [[overlay]]: {workload.state.overlay!r} is gone, and workload "
                     f"{workload.state.name!r} is on it",

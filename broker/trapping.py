@@ -75,6 +75,10 @@ class Trapping:
 
     def handle(self, call: PendingCall) -> None:
         """Answer a notification, now or later. TargetGone if the thread has left."""
+        if not call.workload.networks:
+            # A bystander. Nothing of the host's is behind its fds but what it opened itself.
+            call.proceed()
+            return
         try:
             asked = calls.decode(call.notification)
         except OSError as error:

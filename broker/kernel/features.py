@@ -223,8 +223,9 @@ def is_unix_listener(path: Path) -> bool:
     for line in Path("/proc/net/unix").read_text(errors="surrogateescape").splitlines()[1:]:
         # Num RefCount Protocol Flags Type St Inode Path
         fields = line.split(maxsplit=7)
-        if len(fields) == 8 and fields[7] == str(path):
-            return bool(int(fields[3], 16) & SO_ACCEPTCON)
+        # Connections that wait in its queue have its name, too.
+        if len(fields) == 8 and fields[7] == str(path) and int(fields[3], 16) & SO_ACCEPTCON:
+            return True
     return False
 
 

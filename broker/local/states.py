@@ -35,7 +35,8 @@ class WorkloadState(msgspec.Struct, frozen=True, array_like=True):
     labels: dict[str, str]
     overlay: str
     networks: list[tuple[bytes, int]]
-    """The overlay's networks: 16 byte address, prefix length (of the family's own width)."""
+    """The overlay's networks: 16 byte address, prefix length (of the family's own width). Empty
+    for a bystander, which is on no overlay: all its calls go on natively."""
     addresses: list[bytes]
     """The workload's own overlay addresses."""
     index: int

@@ -25,14 +25,14 @@ from slim.broker.oci.process import open_network
 from slim.broker.oci.process_state import MAX_BYTES, ContainerProcessState, ObjectEnd, parse
 
 if TYPE_CHECKING:
-    from slim.broker.registry import Workload
+    from slim.broker.registry import Membership, Workload
 
 log = logging.getLogger(__name__)
 
 SOCKET = "oci.sock"
 CONVERSATION_LIMIT_S = 10.0
 MAX_FDS = 16
-BACKLOG = 1024
+FINISH_LIMIT_S = 1.0
 _PIECE = 1 << 16
 _INT_SIZE = array.array("i").itemsize
 
@@ -41,9 +41,13 @@ class Containers(Protocol):
     """What the agent needs of control."""
 
     async def register(
-        self, claim: messages.Register, container: states.ContainerState, fds: list[int]
+        self,
+        claim: messages.Register,
+        container: states.ContainerState,
+        fds: list[int],
+        membership: Membership = ...,
     ) -> None:
-        """As for slim-run; see run_server.Containers."""
+        """As for slim-run (run_server.Containers), which runs nothing that is on no overlay."""
         ...
 
     def find_runtime(self, runtime_id: str) -> list[Workload]:
@@ -67,6 +71,17 @@ class OciAgent:
     async def wait(self) -> None:
         """Until every conversation that has begun is over."""
         await self._conversations.wait()
+
+    async def finish(self) -> None:
+        """Accept no more, let the runtimes that are being heard end, close. Who is cut off loses
+        a container's listener; who comes now waits for the next slimd."""
+        self._conversations.stop()
+        try:
+            async with asyncio.timeout(FINISH_LIMIT_S):
+                await self._conversations.wait()
+        except TimeoutError:
+            log.warning("an OCI runtime did not end in time")
+        self.close()
 
     async def _converse(self, sock: socket.socket) -> None:
         conversation = Conversation(sock, self._containers, self._host_netns)
@@ -116,11 +131,6 @@ class Conversation:
     async def _register(self, sent: ContainerProcessState, listener: int) -> None:
         known = self._containers.find_runtime(sent.state.id)
         netns, cookie = self._find_network(sent, known)
-        if cookie == self._host_netns:
-            raise ControlError(
-                "it runs in the host's own network namespace",
-                hint="use a seccomp profile without Slim for it",
-            )
         own = next((workload for workload in known if workload.state.cookie == cookie), None)
         claim = _claim_again(own.state) if own is not None else _claim(sent)
         check_claim(claim)
@@ -132,7 +142,21 @@ class Conversation:
             started=time.time(),
             runtime_id=sent.state.id,
         )
-        await self._containers.register(claim, container, [netns, listener])
+        membership = self._membership(claim, cookie)
+        await self._containers.register(claim, container, [netns, listener], membership)
+
+    def _membership(self, claim: messages.Register, cookie: int) -> Membership:
+        """An engine's default profile reaches containers that have nothing to do with an overlay:
+        they must run as without Slim, unless something was said that only Slim can keep."""
+        is_wanted = claim.overlay is not None or claim.fail_mode == "closed"
+        if cookie != self._host_netns:
+            return "required" if is_wanted else "optional"
+        if is_wanted:
+            raise ControlError(
+                "it is to be on an overlay, and runs in the host's own network namespace",
+                hint="give it a network, or leave slim.overlay and slim.fail-mode out",
+            )
+        return "never"
 
     def _find_network(self, sent: ContainerProcessState, known: list[Workload]) -> tuple[int, int]:
         """The namespace of the process: an fd, lent, and its cookie."""
@@ -216,13 +240,8 @@ def _claim_again(known: states.WorkloadState) -> messages.Register:
         workload=known.name,
         namespace=known.namespace,
         labels=known.labels,
-        overlay=known.overlay,
+        overlay=known.overlay or None,
         fail_mode=known.fail_mode,
         command=[],
         prepared=None,
     )
-
-
-def listen(path: str) -> socket.socket:
-    """A listening socket at `path`, root's alone, which replaces whatever was there."""
-    return seqpacket.listen(path, mode=0o600, kind=socket.SOCK_STREAM, backlog=BACKLOG)

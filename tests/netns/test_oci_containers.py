@@ -177,3 +177,19 @@ def test_a_container_is_supervised_by_the_next_slimd(
     hosts.start_slimd("a")
     assert bulk(hosts, contained, server, greeting_port) < NOISE_PACKETS
     assert len({row.workload for row in of_workload(hosts, contained)}) == 1
+
+
+@pytest.mark.parametrize("netns", ["own", "host"])
+def test_a_container_on_no_overlay_runs_as_without_slim(
+    hosts: TwoHosts, runtime: OciRuntime, server: Workload, netns: str, port: int
+) -> None:
+    """An engine's default profile reaches these, too."""
+    runtime.start("beside", runtime.new_network())
+    bystander = runtime.start_elsewhere(f"bystander-{netns}", netns)
+    bystander.probe(peers.greet_server, "127.0.0.1", port).result()
+    seen = bystander.call(peers.visit, "127.0.0.1", port)
+    assert seen["client_peer"] == f"127.0.0.1:{port}"
+    # Nobody's sockets were exchanged, nor its listener told to anyone.
+    assert not [row for row in hosts.rows("a") if row.overlay_local.endswith(f":{port}")]
+    row = next(row for row in containers(hosts) if row.command[0].startswith(bystander.name))
+    assert row.addresses == []

@@ -74,10 +74,17 @@ class OciRuntime:
         self.run("start", container)
         return self.workload(name, network, container)
 
+    def start_elsewhere(self, name: str, netns: str) -> Workload:
+        """A container in a namespace of its `own`, with no link but lo, or in the `host`'s."""
+        container = self.create(name, netns)
+        self.run("start", container)
+        # Only its name and commands are of use.
+        return self.workload(name, self.hosts.host(self.host).containers[0], container)
+
     def create(
         self,
         name: str,
-        network: Container,
+        network: Container | str,
         *,
         annotations: dict[str, str] | None = None,
         metadata: str = "",
@@ -90,7 +97,8 @@ class OciRuntime:
         (bundle / "rootfs").mkdir(parents=True)
         if seccomp is None:
             seccomp = profile.add_slim(OPEN_PROFILE, SOCKET, metadata)
-        config = _config(f"/run/netns/{network.netns}", argv, json.loads(seccomp))
+        netns = network if isinstance(network, str) else f"/run/netns/{network.netns}"
+        config = _config(netns, argv, json.loads(seccomp))
         config["annotations"] = annotations or {}
         (bundle / "config.json").write_text(json.dumps(config))
         self._ids.append(container)
@@ -164,11 +172,18 @@ def _config(netns: str, argv: Sequence[str], seccomp: dict[str, Any]) -> dict[st
         "linux": {
             "namespaces": [
                 *({"type": kind} for kind in ("pid", "ipc", "uts", "mount")),
-                {"type": "network", "path": netns},
+                *_network(netns),
             ],
             "seccomp": seccomp,
         },
     }
+
+
+def _network(netns: str) -> list[dict[str, str]]:
+    """A path, `host` or `own`."""
+    if netns == "host":
+        return []
+    return [{"type": "network"} if netns == "own" else {"type": "network", "path": netns}]
 
 
 def _programs() -> list[Path]:

@@ -14,7 +14,7 @@ from slim.broker.decisions import Direction, Identity
 from slim.broker.endpoints import Address, Endpoint, packed16, parse_address
 from slim.broker.errors import ControlError
 from slim.broker.local import states
-from slim.broker.registry import Registry, host_endpoint
+from slim.broker.registry import Membership, Registry, host_endpoint
 from support.brokering import FakePlugins, add_workload, listening, registry, state
 
 if TYPE_CHECKING:
@@ -61,7 +61,11 @@ def workloads(plugins: FakePlugins) -> Iterator[Registry]:
 
 
 def describe(
-    workloads: Registry, name: str | None = "web", overlay: str | None = None, cookie: int = 7
+    workloads: Registry,
+    name: str | None = "web",
+    overlay: str | None = None,
+    cookie: int = 7,
+    membership: Membership = "required",
 ) -> states.WorkloadState:
     return workloads.describe_namespace(
         cookie,
@@ -72,6 +76,7 @@ def describe(
         overlay=overlay,
         fail_mode="open",
         prepared=None,
+        membership=membership,
     )
 
 
@@ -242,3 +247,34 @@ def test_losing_every_address_or_the_overlay_changes_nothing(
     workloads.overlays = ()
     assert not workloads.refresh_addresses(workload)
     assert workload.addresses == [parse_address("10.1.0.1")]
+
+
+# --- bystanders -------------------------------------------------------------------------------
+
+
+def test_without_an_overlay_address_a_container_may_be_a_bystander(
+    workloads: Registry, namespace: Namespace
+) -> None:
+    namespace.has = ["192.168.0.1"]
+    found = describe(workloads, membership="optional")
+    assert (found.overlay, found.networks, found.addresses) == ("", [], [])
+    assert workloads.add(found, os.open(os.devnull, os.O_RDONLY)).is_bystander
+
+
+@pytest.mark.usefixtures("namespace")
+def test_what_is_on_an_overlay_is_no_bystander_unless_it_is_the_host(workloads: Registry) -> None:
+    assert describe(workloads, membership="optional").addresses == [
+        packed16(parse_address("10.1.0.1"))
+    ]
+    assert describe(workloads, membership="never").addresses == []
+
+
+@pytest.mark.parametrize("direction", Direction)
+def test_what_policy_isolates_may_not_be_a_bystander(
+    workloads: Registry, plugins: FakePlugins, namespace: Namespace, direction: Direction
+) -> None:
+    """Its policy would not be kept should an address come later."""
+    namespace.has = ["192.168.0.1"]
+    plugins.isolated.add(direction)
+    with pytest.raises(ControlError, match="no address on any overlay"):
+        describe(workloads, membership="optional")

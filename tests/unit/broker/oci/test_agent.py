@@ -16,7 +16,7 @@ import pytest
 
 from slim.broker.errors import ControlError
 from slim.broker.local import messages, seqpacket, states
-from slim.broker.oci import agent
+from slim.broker.oci import agent, listener
 from slim.broker.oci.agent import OciAgent
 from slim.broker.oci.process_state import MAX_BYTES
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from slim.broker.registry import Workload
+    from slim.broker.registry import Membership, Workload
 
 HOST, CONTAINER = 1, 77
 PID, GONE = 4000, 4001
@@ -63,14 +63,20 @@ class FakeContainers:
     known: dict[str, list[KnownWorkload]] = field(default_factory=dict)
     registered: list[tuple[messages.Register, states.ContainerState]] = field(default_factory=list)
     listeners: list[str] = field(default_factory=list)
+    memberships: list[Membership] = field(default_factory=list)
     refuses: str = ""
 
     async def register(
-        self, claim: messages.Register, container: states.ContainerState, fds: list[int]
+        self,
+        claim: messages.Register,
+        container: states.ContainerState,
+        fds: list[int],
+        membership: Membership = "required",
     ) -> None:
         if self.refuses:
             raise ControlError(self.refuses, hint="do this")
         self.registered.append((claim, container))
+        self.memberships.append(membership)
         self.listeners.append(os.readlink(f"/proc/self/fd/{fds[1]}"))
 
     def find_runtime(self, runtime_id: str) -> list[Workload]:
@@ -116,7 +122,7 @@ class Stage:
         afterwards no fd is left."""
 
         async def main() -> None:
-            server = OciAgent(agent.listen(str(self.path)), HOST, self.containers)
+            server = OciAgent(listener.listen(str(self.path)), HOST, self.containers)
             runtime = Runtime(self.path)
             try:
                 for step in steps:
@@ -290,15 +296,39 @@ def test_only_roots_runtimes_may_speak(stage: Stage, monkeypatch: pytest.MonkeyP
 
 
 def test_the_socket_is_roots_alone(stage: Stage) -> None:
-    with agent.listen(str(stage.path)):
+    with listener.listen(str(stage.path)):
         assert stage.path.stat().st_mode & 0o777 == 0o600
 
 
-def test_the_hosts_own_network_is_no_container(stage: Stage) -> None:
+@pytest.mark.parametrize(
+    ("annotations", "membership"),
+    [
+        ({}, "optional"),
+        ({"slim.overlay": "x"}, "required"),
+        ({"slim.fail-mode": "closed"}, "required"),
+    ],
+)
+def test_an_overlay_is_required_where_something_asks_for_it(
+    stage: Stage, annotations: dict[str, str], membership: str
+) -> None:
+    stage.registers(message(annotations=annotations))
+    assert stage.containers.memberships == [membership]
+
+
+def test_a_container_in_the_hosts_own_network_is_a_bystander(stage: Stage) -> None:
     stage.cookie = HOST
-    assert "host's own network" in stage.refuses(
-        lambda runtime: runtime.send(message(), stage.listener)
-    )
+    stage.registers(message())
+    assert stage.containers.memberships == ["never"]
+
+
+@pytest.mark.parametrize("key", ["slim.overlay", "slim.fail-mode"])
+def test_in_the_hosts_own_network_nothing_that_needs_slim_is_promised(
+    stage: Stage, key: str
+) -> None:
+    stage.cookie = HOST
+    raw = message(annotations={key: "closed"})
+    refusal = stage.refuses(lambda runtime: runtime.send(raw, stage.listener))
+    assert "host's own network" in refusal
 
 
 def test_control_may_refuse(stage: Stage) -> None:
