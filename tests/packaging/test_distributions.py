@@ -19,6 +19,7 @@ SCRIPTS = {
     "slimd": "slim.broker.daemon:main",
     "slim-run": "slim.broker.run.command:main",
     "slimctl": "slim.broker.cli.main:main",
+    "slim-runc": "slim.broker.oci.runtime:main",
 }
 DOCUMENTS = ("README.md", "ARCHITECTURE.md", "SECURITY.md", "CONTRIBUTING.md", "CHANGELOG.md")
 
@@ -55,7 +56,7 @@ def test_the_wheel_holds_both_packages_under_their_import_names(wheel: Path) -> 
     assert not any(name.startswith(("broker/", "plugins/", "tests/")) for name in names)
 
 
-def test_the_wheel_names_the_three_commands_and_carries_the_licence(wheel: Path) -> None:
+def test_the_wheel_names_the_commands_and_carries_the_licence(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         entry = next(name for name in archive.namelist() if name.endswith("entry_points.txt"))
         parser = configparser.ConfigParser()

@@ -19,7 +19,7 @@ from lab.machines import REPOSITORY
 
 from slim.broker.oci import profile
 from support.capabilities import find
-from support.two_hosts import TESTS, TwoHosts, Workload
+from support.two_hosts import BIN, TESTS, TwoHosts, Workload
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -38,7 +38,7 @@ _PRIVATE_CGROUPS = (
 
 
 class OciRuntime:
-    """runc or crun on one of the hosts; `close` ends its containers."""
+    """runc, crun or our slim-runc on one of the hosts; `close` ends its containers."""
 
     def __init__(self, hosts: TwoHosts, host: str, program: str) -> None:
         self.hosts = hosts
@@ -47,7 +47,7 @@ class OciRuntime:
         directory = hosts.directory(program)
         self._root = directory / "state"
         self._bundles = directory
-        words = [find(program), "--root", str(self._root)]
+        words = [find(program) or str(BIN / program), "--root", str(self._root)]
         if program == "crun":
             words += ["--cgroup-manager=disabled"]
             if not Path("/sys/fs/cgroup/cgroup.controllers").exists():
@@ -166,7 +166,7 @@ def _config(netns: str, argv: Sequence[str], seccomp: dict[str, Any]) -> dict[st
                     "source": str(path),
                     "options": ["rbind", "ro"],
                 }
-                for path in _programs()
+                for path in programs()
             ),
         ],
         "linux": {
@@ -186,7 +186,7 @@ def _network(netns: str) -> list[dict[str, str]]:
     return [{"type": "network"} if netns == "own" else {"type": "network", "path": netns}]
 
 
-def _programs() -> list[Path]:
+def programs() -> list[Path]:
     """The directories that Python, the probes and simple programs lie in."""
     system = [Path(name) for name in ("/usr", "/lib", "/lib64", "/bin", "/sbin")]
     python = [Path(sys.prefix), Path(sys.base_prefix), REPOSITORY]

@@ -91,6 +91,8 @@ CLI_MAY = {
     "endpoints",
     "guard.requirements",
     "kernel",
+    "oci.install",
+    "oci.profile",
     "overlay",
     "peers.pki",
 }
