@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from slim.broker import systemd
 from slim.broker.admin import messages as admin
 from slim.broker.admin.server import AdminServer
 from slim.broker.admission_keys import AdmissionKeys
@@ -116,7 +117,9 @@ class Control:
         async with contextlib.AsyncExitStack() as undo:
             await self._start(undo)
             log.info("slimd is ready on host %s (%s)", self._host, self._config.run_dir)
+            systemd.notify(systemd.READY)
             await self._stopping.wait()
+            systemd.notify(systemd.STOPPING)
             if self._keeper_is_gone:
                 raise ControlError(
                     "the keeper is gone: containers that run now are no longer supervised",
@@ -284,6 +287,7 @@ class Control:
         await self._admin.start(run_dir / "admin.sock")
         undo.push_async_callback(self._admin.close)
         undo.callback(self._tasks.spawn(self._survey.sweep()).cancel)
+        undo.callback(self._tasks.spawn(systemd.show_life()).cancel)
         self._is_ready = True
 
     async def _listen_for_peers(self, endpoint: Endpoint) -> None:

@@ -67,6 +67,9 @@ class ConnectionsAnswer(msgspec.Struct, frozen=True):
 class Slimd:
     """The broker of one host; a context manager that stops it and what it keeps running."""
 
+    wrapper: tuple[str, ...] = ()
+    """Words before its command."""
+
     def __init__(self, machine: Machine, authority: Path) -> None:
         """`authority`: the directory that `make_authority` filled."""
         self._machine = machine
@@ -80,7 +83,8 @@ class Slimd:
     def __enter__(self) -> Self:
         self._configure()
         host = self._machine.host
-        argv = [*self._machine.prefix, _command("slimd"), "--config", CONFIG]
+        words = (*self._machine.prefix, *self.wrapper)
+        argv = [*words, _command("slimd"), "--config", CONFIG]
         self._process = Process(f"slimd of host {host.name}", argv, host.directory / "slimd.log")
         try:
             self._process.wait_until(self._answers, READY_S)

@@ -58,6 +58,8 @@ class Settings:
     networks: tuple[str, ...] = ()
     """What its certificate is for, if not the host's own overlay networks."""
     is_absent: bool = False
+    wrapper: tuple[str, ...] = ()
+    """Words before slimd's command."""
 
 
 class ConfiguredSlimd(Slimd):
@@ -66,6 +68,7 @@ class ConfiguredSlimd(Slimd):
     def __init__(self, machine: Machine, authority: Path, settings: Settings) -> None:
         super().__init__(machine, authority)
         self._settings = settings
+        self.wrapper = settings.wrapper
 
     def _configure(self) -> None:
         super()._configure()

@@ -80,6 +80,7 @@ CONTROL_SIDE = {
     "reload",
     "revocation",
     "sources",
+    "systemd",
 }
 SLOW_TO_IMPORT = {"asyncio", "pluggy", "ssl", "pyroute2", "pyseccomp"}
 

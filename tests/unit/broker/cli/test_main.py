@@ -23,6 +23,7 @@ COMMANDS = (
     "connections",
     "cut",
     "doctor",
+    "oci",
     "overlay",
     "pki",
     "plugins",
