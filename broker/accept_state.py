@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from slim.broker.endpoints import Address, Endpoint
     from slim.broker.listeners import ListenerRecord
     from slim.broker.loop import Timer
+    from slim.broker.shaping import Shaping
     from slim.broker.supervisor import PendingCall
 
 
@@ -35,6 +36,8 @@ class Ready:
     could return."""
     flow: int = 0
     """The inbound flow that admitted it; 0 for a plain peer."""
+    shaping: Shaping | None = None
+    peer_rate: int | None = None
 
 
 @dataclass(slots=True, eq=False)

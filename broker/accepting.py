@@ -31,6 +31,7 @@ from slim.broker.kernel.socket_options import (
     tcp_state,
     timeout_s,
 )
+from slim.broker.limiting import limit
 from slim.broker.parking import Parking
 from slim.broker.perform import capture, write_name
 from slim.broker.wakes import Wakes
@@ -211,6 +212,8 @@ class Acceptor:
             flow.peer,
             parked.address,
             flow=flow.flow,
+            shaping=flow.shaping,
+            peer_rate=flow.peer_rate,
         )
 
     def _refuse(self, sock: socket.socket, reason: str) -> None:
@@ -271,7 +274,10 @@ class Acceptor:
             peer_host=ready.peer_host,
             reason=ready.reason,
             rule=ready.rule,
+            shaping=ready.shaping,
+            peer_rate=ready.peer_rate,
         )
+        limit(ready.sock, ready.shaping, ready.peer_rate)
         if ready.path == "fast":
             os.fchown(ready.sock.fileno(), call.workload.uid, -1)
 

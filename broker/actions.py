@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from slim.broker.endpoints import Endpoint
     from slim.broker.flows import FastFlow, FlowKey
     from slim.broker.listeners import ListenerRecord
+    from slim.broker.shaping import Shaping
 
 
 @dataclass(slots=True)
@@ -26,6 +27,7 @@ class Proceed:
     reason: str = ""
     rule: str = ""
     destination: Endpoint | None = None
+    shaping: Shaping | None = None
 
 
 @dataclass(slots=True)

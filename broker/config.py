@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import errno
 import socket
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from slim.broker.config_file import ConfigFile, Place, PluginTables, quoted, read_config_file
+from slim.broker.config_shaping import read_shaping
 from slim.broker.config_values import (
     GROUP_NAME,
     HOST_NAME,
@@ -34,6 +35,7 @@ from slim.broker.config_values import (
 )
 from slim.broker.endpoints import MAX_PORT, Address, Endpoint, Network, PortRange
 from slim.broker.errors import ConfigError
+from slim.broker.shaping_rules import ShapingRules
 
 if TYPE_CHECKING:
     from slim.broker.config_tables import Guard, LogFormat, LogLevel, Unverified
@@ -148,6 +150,7 @@ class BrokerConfig:
     plugin_settings: PluginTables
     """The tables [plugins.<name>] by name; each plugin checks its own."""
     log: LogConfig
+    shaping: ShapingRules = field(default_factory=ShapingRules)
 
 
 def load_config(path: Path) -> BrokerConfig:
@@ -180,6 +183,7 @@ def load_config(path: Path) -> BrokerConfig:
         plugins=_read_plugins(file),
         plugin_settings=file.plugin_tables,
         log=LogConfig(level=tables.log.level, format=tables.log.format),
+        shaping=read_shaping(file),
     )
 
 

@@ -12,7 +12,8 @@ import sys
 import textwrap
 from typing import TYPE_CHECKING
 
-from slim.broker.config_tables import ConfigTables, Key, describe, keys_of
+from slim.broker.config_keys import Key, describe, keys_of
+from slim.broker.config_tables import ConfigTables
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

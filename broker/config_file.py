@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, BinaryIO, TypeAlias
 
 import msgspec
 
-from slim.broker.config_tables import ConfigTables, Key, PluginsTable, Table, describe, keys_of
+from slim.broker.config_keys import Key, Table, describe, keys_of
+from slim.broker.config_tables import ConfigTables, PluginsTable
 from slim.broker.errors import ConfigError
 
 if TYPE_CHECKING:

@@ -7,24 +7,18 @@ the remedy when a value is wrong (config_file.py): they speak to the operator.
 
 from __future__ import annotations
 
-import inspect
-import json
-from dataclasses import dataclass
-from functools import cache
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Literal, TypeAlias
 
-import msgspec
-from msgspec import Meta
+from msgspec import Meta, field
+
+from slim.broker.config_keys import Table
+from slim.broker.config_shaping_tables import ShapingTable
 
 Guard: TypeAlias = Literal["portable", "kernel"]
 Unverified: TypeAlias = Literal["overlay", "deny"]
 DenyErrno: TypeAlias = Literal["EACCES", "ECONNREFUSED", "EHOSTUNREACH", "EPERM", "ETIMEDOUT"]
 LogLevel: TypeAlias = Literal["debug", "info", "warning", "error"]
 LogFormat: TypeAlias = Literal["auto", "human", "json"]
-
-
-class Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Base of all tables; the docstring of a table is its comment in the example file."""
 
 
 class HostTable(Table, frozen=True, kw_only=True):
@@ -250,7 +244,7 @@ class NamespaceTable(Table, frozen=True, kw_only=True):
             description="The workload's labels, for policy: strings.",
             examples=[{"app": "web", "tier": "front"}],
         ),
-    ] = {}
+    ] = field(default_factory=dict)
 
 
 class SlimRunTable(Table, frozen=True):
@@ -326,67 +320,5 @@ class ConfigTables(Table, frozen=True, kw_only=True):
     limits: LimitsTable = LimitsTable()
     slim_run: SlimRunTable = SlimRunTable()
     plugins: PluginsTable = PluginsTable()
+    shaping: ShapingTable = ShapingTable()
     log: LogTable = LogTable()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Key:
-    """What may be said about one key: of a value, or of a table (then `table` is its type)."""
-
-    name: str
-    required: bool
-    description: str
-    example: object
-    """The default, or where that says nothing, a likely value."""
-    table: type[Table] | None
-    repeated: bool
-    """Whether the table may be written several times, as [[name]]."""
-
-    @property
-    def line(self) -> str:
-        """The key with its example, as it stands in a file."""
-        return f"{self.name} = {_literal(self.example)}"
-
-
-@cache
-def keys_of(table: type[Table]) -> dict[str, Key]:
-    """The keys of a table in the order of their declaration, by name."""
-    shape = msgspec.inspect.type_info(table)
-    assert isinstance(shape, msgspec.inspect.StructType)
-    return {field.name: _key(field) for field in shape.fields}
-
-
-def describe(table: type[Table]) -> str:
-    """The table's docstring as one paragraph."""
-    return " ".join((inspect.getdoc(table) or "").split())
-
-
-def _key(field: msgspec.inspect.Field) -> Key:
-    shape = field.type
-    schema: dict[str, Any] = {}
-    if isinstance(shape, msgspec.inspect.Metadata):
-        schema = shape.extra_json_schema or {}
-        shape = shape.type
-    repeated = isinstance(shape, msgspec.inspect.VarTupleType)
-    candidates: tuple[msgspec.inspect.Type, ...] = (shape,)
-    if isinstance(shape, msgspec.inspect.VarTupleType):
-        candidates = (shape.item_type,)
-    elif isinstance(shape, msgspec.inspect.UnionType):
-        candidates = shape.types
-    tables = [c.cls for c in candidates if isinstance(c, msgspec.inspect.StructType)]
-    table = next((found for found in tables if issubclass(found, Table)), None)
-    return Key(
-        name=field.name,
-        required=field.required,
-        description=schema.get("description", ""),
-        example=schema.get("examples", [field.default])[0],
-        table=table,
-        repeated=repeated and table is not None,
-    )
-
-
-def _literal(value: object) -> str:
-    if isinstance(value, dict):
-        return "{" + ", ".join(f"{key} = {_literal(item)}" for key, item in value.items()) + "}"
-    # A JSON string, number or list of them is one of TOML too.
-    return json.dumps(value)

@@ -30,6 +30,7 @@ from slim.broker.kernel.socket_options import (
     reset,
     tcp_state,
 )
+from slim.broker.limiting import limit
 from slim.broker.opening import send_syn
 from slim.broker.perform import OtherCopyAlive, capture, make_alike, swap
 from slim.broker.rejoining import Rejoiner
@@ -77,6 +78,9 @@ class Connector:
         reason = self._start(call, asked.fd, domain, old, action, observed.facts.nonblocking)
         if reason:
             old.close()
+            if action.flow.shaping is not None:
+                with capture(call.tid, asked.fd) as own:
+                    limit(own, action.flow.shaping, None)
             self.fall_back(call, observed.facts.cookie, action.flow, action.key, reason)
 
     def _start(
@@ -106,6 +110,7 @@ class Connector:
         record = Record(flow.flow, Kind.DATA, Endpoint(flow.source, action.bound_port))
         try:
             new.setsockopt(socket.IPPROTO_TCP, TCP_FASTOPEN_NO_COOKIE, 1)
+            limit(new, flow.shaping, flow.peer_rate)
             sealed = sealer.seal(record, flow.host)
             unsent = send_syn(new, sealed, sockaddr.for_python(flow.host, domain), nonblocking)
             local_port = action.bound_port or new.getsockname()[1]
@@ -123,6 +128,8 @@ class Connector:
             host_peer=flow.host,
             peer_host=flow.peer,
             rule=flow.rule,
+            shaping=flow.shaping,
+            peer_rate=flow.peer_rate,
         )
         try:
             swap(call, fd, old, new, context.hand, then=errno.EINPROGRESS if nonblocking else None)
@@ -258,6 +265,7 @@ class Connector:
             path="fallback",
             reason=reason or "host-path-failed",
             rule=attempt.flow.rule,
+            shaping=attempt.flow.shaping,
         )
         self._go_over_overlay(call, attempt.key.destination)
 
@@ -300,6 +308,7 @@ class Connector:
             path="fallback",
             reason=reason,
             rule=flow.rule,
+            shaping=flow.shaping,
         )
         self._go_over_overlay(call, key.destination)
 

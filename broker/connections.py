@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Literal
 import msgspec
 
 from slim.broker.endpoints import Endpoint, from_packed16, packed16
+from slim.broker.shaping import Shaping, smaller
 from slim.broker.slots import SlotStore, key_of
 
 if TYPE_CHECKING:
@@ -47,6 +48,14 @@ class ConnectionRecord(msgspec.Struct, frozen=True, array_like=True):
     """The thread that called."""
     created: float
     """time.time()"""
+    shaping: Shaping | None = None
+    peer_rate: int | None = None
+    """What the other end wants to receive at most, in bytes per second."""
+
+    @property
+    def rate(self) -> int | None:
+        """What this end may send, in bytes per second."""
+        return smaller(self.shaping.send if self.shaping else None, self.peer_rate)
 
     def local_endpoint(self) -> Endpoint:
         return Endpoint(from_packed16(self.local[0]), self.local[1])

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from slim.broker.listeners import HostPorts, ListenerRecord, ListenerTable
     from slim.broker.local.states import TrapSettings
     from slim.broker.loop import Loop
+    from slim.broker.shaping import Shaping
     from slim.broker.supervisor import PendingCall
     from slim.broker.workloads import Workload
 
@@ -112,6 +113,8 @@ class TrapContext:
         peer_host: str = "",
         reason: str = "",
         rule: str = "",
+        shaping: Shaping | None = None,
+        peer_rate: int | None = None,
     ) -> None:
         """Remember a connection (connections.py)."""
         self.counters[f"connections_{path}_{direction}"] += 1
@@ -129,5 +132,7 @@ class TrapContext:
                 rule=rule[:80],
                 pid=call.tid,
                 created=time.time(),
+                shaping=shaping,
+                peer_rate=peer_rate,
             )
         )

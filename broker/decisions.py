@@ -6,14 +6,17 @@ ingress at the destination's, with both identities. A flow needs both.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING
+
+from slim.broker.shaping import strictest
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from slim.broker.endpoints import Address
+    from slim.broker.shaping import Shaping
 
 
 class Direction(StrEnum):
@@ -66,6 +69,10 @@ class Verdict:
 
     Where it stays unknown, the flow is refused.
     """
+    shaping: Shaping | None = None
+    """Limits of the connection, if it is allowed."""
+    encrypt: bool = False
+    """Allowed only if its traffic is encrypted on the wire; refused where nothing does that."""
 
     @property
     def text(self) -> str:
@@ -80,8 +87,21 @@ def combine(verdicts: Iterable[Verdict], default: Verdict = DEFAULT_VERDICT) -> 
     """The strictest verdict wins; `default` when there is none.
 
     Independent of the order: among equally strict ones it is the first by the text of its rule.
+    The limits of all verdicts hold, each the strictest of its kind, and so does the demand for
+    encryption of any.
     """
-    return min(verdicts, key=_strictness, default=default)
+    verdicts = [*verdicts]
+    if not verdicts:
+        return default
+    winner = min(verdicts, key=_strictness)
+    if len(verdicts) == 1 or not winner.allow:
+        return winner
+    return replace(
+        winner,
+        shaping=strictest(verdict.shaping for verdict in verdicts),
+        encrypt=any(verdict.encrypt for verdict in verdicts),
+        provisional=any(verdict.provisional for verdict in verdicts),
+    )
 
 
 def is_audited(text: str) -> bool:
@@ -96,5 +116,11 @@ def text_of_both(egress: str, ingress: str) -> str:
     return ingress or egress
 
 
-def _strictness(verdict: Verdict) -> tuple[bool, bool, bool, str]:
-    return verdict.allow, not verdict.provisional, not verdict.audit, verdict.rule
+def _strictness(verdict: Verdict) -> tuple[bool, bool, bool, bool, str]:
+    return (
+        verdict.allow,
+        not verdict.encrypt,
+        not verdict.provisional,
+        not verdict.audit,
+        verdict.rule,
+    )

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from slim.broker.endpoints import Address, Endpoint, Network
+    from slim.broker.shaping import Shaping
 
 MAX_FLOWS = 65_536
 
@@ -42,6 +43,9 @@ class FastFlow:
     fallback_lawful: bool
     rule: str
     expires_s: float
+    shaping: Shaping | None = None
+    peer_rate: int | None = None
+    """What the other end wants to receive at most, in bytes per second."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +55,7 @@ class OverlayFlow:
     reason: str
     rule: str
     expires_s: float
+    shaping: Shaping | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -63,6 +63,9 @@ def slim_decide(request: FlowRequest) -> Verdict | None:
     said whose it is, and with PLAIN_PEER when nobody brokers it; where nobody can say, what is
     provisional is refused. A verdict with `audit` allows, and is counted and shown as what would
     be denied. Verdicts are kept for the lifetime of the flow.
+    An allowing Verdict may carry limits, `shaping`: the strictest of each kind holds, of all
+    verdicts and of the configuration's [shaping]. With `encrypt` it allows only what is encrypted
+    on the wire, and is a deny where nothing encrypts the traffic: so it is in this version.
     Must: return at once, without I/O, and give the same verdict for the same request until the
     next slim_configure.
     If it raises: counts as a deny whose rule names the plugin; so does a result of another type.
@@ -75,9 +78,9 @@ def slim_decide(request: FlowRequest) -> Verdict | None:
 def slim_isolates(workload: Identity, direction: Direction) -> bool | None:
     """Called when a workload appears, and at a reload: can the plugin refuse it anything?
 
-    Returns: True if slim_decide can return a deny for any flow of that workload in that
-    direction; any True wins. Plain peers, which have no identity, are then refused, and
-    the overlay is not used where policy could not be asked. False and None: it cannot.
+    Returns: True if slim_decide can return a deny, or a Verdict with `encrypt`, for any flow of
+    that workload in that direction; any True wins. Plain peers, which have no identity, are then
+    refused, and the overlay is not used where policy could not be asked. False and None: it cannot.
     Must: return at once, without I/O; when in doubt, True.
     If it raises: counts as True.
 

@@ -60,7 +60,9 @@ class Inbound:
         again."""
         self._askers: dict[tuple[int, int], dict[str, set[Address]]] = defaultdict(dict)
         """(workload, port) -> peer host -> the addresses it asked about."""
-        self._flows: dict[tuple[str, bytes, bytes, int, int, str], tuple[int, float]] = {}
+        self._flows: dict[
+            tuple[str, bytes, bytes, int, int, Verdict, int | None], tuple[int, float]
+        ] = {}
         self.counters: Counter[str] = Counter()
 
     async def answer(self, peer: str, asked: peer_messages.Resolve) -> peer_messages.ResolveAnswer:
@@ -104,7 +106,7 @@ class Inbound:
         if listener is None:
             return self._overlay(asked, "no-listener", NO_LISTENER_LIFETIME_MS, workload, verdict)
         try:
-            flow, lifetime_ms = await self._admit(peer, asked, workload.state.cookie, verdict.text)
+            flow, lifetime_ms = await self._admit(peer, asked, workload.state.cookie, verdict)
         except ControlError as error:
             log.warning("no inbound flow for %s: %s", peer, error)
             return self._overlay(asked, "traps-down", 1000, workload, verdict)
@@ -120,6 +122,7 @@ class Inbound:
             workload=own.workload,
             namespace=own.namespace,
             labels=dict(own.labels),
+            rate=verdict.shaping.receive if verdict.shaping else None,
         )
 
     def _overlay(
@@ -143,13 +146,14 @@ class Inbound:
         )
 
     async def _admit(
-        self, peer: str, asked: peer_messages.Resolve, workload: int, rule: str
+        self, peer: str, asked: peer_messages.Resolve, workload: int, verdict: Verdict
     ) -> tuple[int, int]:
         """An inbound flow that traps has acknowledged, and for how many ms it may be used.
 
         A young one for the same ends serves again: a peer that asks often makes one flow.
         """
-        key = (peer, asked.source, asked.destination, asked.port, workload, rule)
+        # What is limited depends on the verdict and on what the source asks for.
+        key = (peer, asked.source, asked.destination, asked.port, workload, verdict, asked.rate)
         now, lifetime_ms = time.monotonic(), self.lifetime_s * 1000
         known = self._flows.get(key)
         if known is not None and now - known[1] < REUSE_S:
@@ -165,8 +169,10 @@ class Inbound:
                 port=asked.port,
                 source=asked.source,
                 source_workload=f"{asked.namespace}/{asked.workload}"[:80],
-                rule=rule[:80],
+                rule=verdict.text[:80],
                 lifetime_ms=lifetime_ms + INBOUND_MARGIN_MS,
+                shaping=verdict.shaping,
+                peer_rate=asked.rate,
             )
         )
         self.counters["inbound_flows"] += 1

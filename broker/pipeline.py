@@ -119,7 +119,7 @@ def _connect(
         case DeniedFlow():
             return actions.Refuse(flow.errno, flow.rule, destination)
         case OverlayFlow():
-            return actions.Proceed(flow.reason, flow.rule, destination)
+            return actions.Proceed(flow.reason, flow.rule, destination, flow.shaping)
         case FastFlow():
             return _connect_fast(flow, key, observed, view)
 
@@ -135,7 +135,7 @@ def _connect_fast(flow: FastFlow, key: FlowKey, observed: Observed, view: View) 
         return actions.ConnectHost(flow, key, bound)
     if not flow.fallback_lawful:
         return actions.Refuse(view.deny_errno(), f"{flow.rule}; {reason}", key.destination)
-    return actions.Proceed(reason, flow.rule, key.destination)
+    return actions.Proceed(reason, flow.rule, key.destination, flow.shaping)
 
 
 def _accept(call: calls.Accept, observed: Observed, view: View) -> actions.Action:

@@ -21,6 +21,7 @@ from slim.broker.endpoints import (
 from slim.broker.errors import ConfigError, PluginError
 from slim.broker.hookspecs import PROJECT
 from slim.broker.plugin_settings import PluginSettings
+from slim.broker.shaping import Shaping, parse_dscp, parse_duration, parse_rate, parse_size
 
 hookimpl = pluggy.HookimplMarker(PROJECT)
 """Marks a function of a plugin as the implementation of the hook of that name."""
@@ -34,7 +35,12 @@ __all__ = [
     "FlowRequest",
     "Identity",
     "PLAIN_PEER",
+    "Shaping",
     "Verdict",
+    "parse_dscp",
+    "parse_duration",
+    "parse_rate",
+    "parse_size",
     # discovery
     "DiscoveryBackend",
     "DiscoveryContext",

@@ -13,7 +13,7 @@ import importlib.metadata
 import logging
 import os
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import pluggy
@@ -22,6 +22,8 @@ from slim.broker import hookspecs
 from slim.broker.decisions import MAX_RULE, Verdict, combine
 from slim.broker.encryption import KEY_BYTES, NONCE_BYTES, TAG_BYTES, EncryptionBackend
 from slim.broker.errors import ConfigError, PluginError, SlimError
+from slim.broker.shaping import find_mistake, strictest
+from slim.broker.shaping_rules import ShapingRules
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -40,6 +42,7 @@ BUILTIN_PLUGINS = (
     "slim.plugins.discovery.rendezvous",
     "slim.plugins.encryption.aesgcm",
 )
+_OWN_NAMES = {module.rpartition(".")[2] for module in BUILTIN_PLUGINS}
 ENTRY_POINT_GROUP = "slim"
 BLOCK_VARIABLE = "SLIM_BLOCKED_PLUGINS"
 DISTRIBUTION = "slim-broker"
@@ -64,11 +67,13 @@ class Plugins:
         load: Iterable[str] = (),
         entry_points: bool = True,
         environ: Mapping[str, str] = os.environ,
+        shaping: ShapingRules | None = None,
     ) -> None:
         """Load everything; PluginError names the plugin that cannot be, and the remedy.
 
         `block` are names of plugins, as is SLIM_BLOCKED_PLUGINS (separated by commas); `load` are
         names of modules; without `entry_points` nothing that is merely installed is loaded.
+        `shaping` are the limits that the configuration adds to what plugins allow.
         """
         self._manager = pluggy.PluginManager(hookspecs.PROJECT)
         self._manager.add_hookspecs(hookspecs)
@@ -77,6 +82,7 @@ class Plugins:
         self.errors: Counter[str] = Counter()
         """Exceptions that plugins raised, by plugin."""
         named = environ.get(BLOCK_VARIABLE, "").split(",")
+        self._shaping = shaping or ShapingRules()
         self._blocked = {*block, *filter(None, map(str.strip, named))}
         skipped = {
             *self._load_modules(BUILTIN_PLUGINS, own=True),
@@ -106,12 +112,14 @@ class Plugins:
             pass
 
     def decide(self, request: FlowRequest) -> Verdict:
-        """slim_decide; a plugin that fails denies."""
+        """slim_decide, and the configuration's own limits; a plugin that fails denies."""
         verdicts = []
         for name, result in self._results("slim_decide", request=request):
             match result:
-                case Verdict(allow=bool(), rule=str()):
-                    verdicts.append(result)
+                case Verdict(allow=bool(), rule=str(), shaping=shaping, encrypt=bool()):
+                    mistake = find_mistake(shaping) if shaping is not None else ""
+                    rule = f"{name}: shaping: {mistake}"
+                    verdicts.append(Verdict(False, rule[:MAX_RULE]) if mistake else result)
                 case _Raised(error):
                     self._complain(name, "slim_decide", error)
                     rule = f"{name}: slim_decide raised {type(error).__name__}"
@@ -119,7 +127,32 @@ class Plugins:
                 case _:
                     rule = f"{name}: slim_decide returned {type(result).__name__}"
                     verdicts.append(Verdict(False, rule[:MAX_RULE]))
-        return combine(verdicts)
+        verdict = combine(verdicts)
+        if not verdict.allow:
+            return verdict
+        if verdict.encrypt:
+            # What backends encrypt today is the admission record, not what follows it. Refused
+            # here, for new and for live connections, nothing ever goes in the clear.
+            rule = f"{verdict.rule[:48]}; nothing encrypts the traffic"
+            return Verdict(False, rule[:MAX_RULE])
+        limits = self._shaping.shape(request)
+        if limits is None:
+            return verdict
+        return replace(verdict, shaping=strictest((verdict.shaping, limits)))
+
+    def may_shape(self, workload: Identity) -> bool:
+        """Whether a verdict could limit a connection of the workload.
+
+        Of plugins that are not our own nobody knows.
+        """
+        return self._shaping.may_shape(workload) or any(
+            name not in _OWN_NAMES for name, _ in self._callers["slim_decide"]
+        )
+
+    @property
+    def shaping(self) -> ShapingRules:
+        """The configuration's own limits."""
+        return self._shaping
 
     def isolates(self, workload: Identity, direction: Direction) -> bool:
         """slim_isolates; a plugin that fails isolates."""

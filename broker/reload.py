@@ -69,7 +69,7 @@ class Prepared:
 
 def make_plugins(config: BrokerConfig) -> Plugins:
     """New instances of all plugins, configured; ConfigError or PluginError when one refuses."""
-    plugins = Plugins(block=config.plugins.block, load=config.plugins.load)
+    plugins = Plugins(block=config.plugins.block, load=config.plugins.load, shaping=config.shaping)
     plugins.configure(
         PluginSettings(
             host=config.host.name, source=str(config.path), tables=dict(config.plugin_settings)

@@ -165,6 +165,7 @@ class Resolver:
 
     def _resolve_message(self, question: Question) -> Callable[[int], peer_messages.Resolve]:
         identity = question.workload.identity
+        shaping = question.verdict.shaping
 
         def make(token: int) -> peer_messages.Resolve:
             return peer_messages.Resolve(
@@ -175,6 +176,7 @@ class Resolver:
                 source=packed16(question.source),
                 destination=packed16(question.destination.address),
                 port=question.destination.port,
+                rate=shaping.receive if shaping else None,
             )
 
         return make
@@ -211,12 +213,15 @@ class Resolver:
                     return self._denied(token, verdict.rule)
                 self._note_audit(question, verdict)
                 rule = text_of_both(verdict.text, answer.rule)
+                question = replace(question, verdict=verdict)
                 if isinstance(answer, peer_messages.ResolvedFast):
                     return await self._fast(question, peer, answer, rule)
                 if answer.isolated:
                     # The overlay is no way round a policy: a plain peer is refused there.
                     return self._denied(token, "isolated destination without a host listener")
-                return messages.FlowOverlay(token, answer.reason, answer.lifetime_ms, rule)
+                return messages.FlowOverlay(
+                    token, answer.reason, answer.lifetime_ms, rule, verdict.shaping
+                )
 
     def _judge_known(self, question: Question, peer: str, answer: Known) -> Verdict:
         """Egress policy once more, now that it is known whose the destination is."""
@@ -250,7 +255,11 @@ class Resolver:
             if not lawful:
                 return self._denied(question.token, f"host path to {endpoint} failed")
             return messages.FlowOverlay(
-                question.token, "host-path-failed", UNKNOWN_LIFETIME_MS, rule
+                question.token,
+                "host-path-failed",
+                UNKNOWN_LIFETIME_MS,
+                rule,
+                question.verdict.shaping,
             )
         return messages.FlowFast(
             token=question.token,
@@ -262,6 +271,8 @@ class Resolver:
             lifetime_ms=answer.lifetime_ms,
             fallback_lawful=lawful,
             rule=rule,
+            shaping=question.verdict.shaping,
+            peer_rate=answer.rate,
         )
 
     def _plain(self, question: Question) -> FlowAnswer:
@@ -276,7 +287,7 @@ class Resolver:
             return self._denied(question.token, verdict.rule)
         self._note_audit(question, verdict)
         return messages.FlowOverlay(
-            question.token, "not-brokered", NOT_BROKERED_LIFETIME_MS, verdict.text
+            question.token, "not-brokered", NOT_BROKERED_LIFETIME_MS, verdict.text, verdict.shaping
         )
 
     def _unknown(self, question: Question, reason: str) -> FlowAnswer:
@@ -286,7 +297,11 @@ class Resolver:
                 question.token, self.deny_errno, UNKNOWN_LIFETIME_MS, f"verdict unknown: {reason}"
             )
         return messages.FlowOverlay(
-            question.token, reason, UNKNOWN_LIFETIME_MS, question.verdict.text
+            question.token,
+            reason,
+            UNKNOWN_LIFETIME_MS,
+            question.verdict.text,
+            question.verdict.shaping,
         )
 
     def _denied(self, token: int, rule: str) -> FlowAnswer:

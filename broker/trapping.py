@@ -19,6 +19,7 @@ from slim.broker.connecting import Connector
 from slim.broker.errors import TargetGone
 from slim.broker.kernel import epoll
 from slim.broker.kernel.socket_options import is_inet, read_cookie
+from slim.broker.limiting import limit
 from slim.broker.listening import Listening
 from slim.broker.perform import capture, observe, observe_listener, write_int, write_name
 from slim.broker.pipeline import Observed, decide
@@ -203,7 +204,9 @@ class Trapping:
                 path="fallback",
                 reason=action.reason,
                 rule=action.rule,
+                shaping=action.shaping,
             )
+            limit(sock, action.shaping, None)
             self.listening.go_over_overlay(call, action.destination)
         else:
             call.proceed()

@@ -346,6 +346,8 @@ class Traps:
                 source_workload=message.source_workload,
                 rule=message.rule,
                 expires=boottime() + message.lifetime_ms / 1000,
+                shaping=message.shaping,
+                peer_rate=message.peer_rate,
             )
         )
         self._control.send(messages.Done(message.token, "" if added else "too many inbound flows"))

@@ -241,9 +241,11 @@ def _flow_of(message: messages.FlowFast | messages.FlowOverlay | messages.FlowDe
             fallback_lawful=message.fallback_lawful,
             rule=message.rule,
             expires_s=expires,
+            shaping=message.shaping,
+            peer_rate=message.peer_rate,
         )
     if isinstance(message, messages.FlowOverlay):
-        return OverlayFlow(message.reason, message.rule, expires)
+        return OverlayFlow(message.reason, message.rule, expires, message.shaping)
     return DeniedFlow(message.errno, message.rule, expires)
 
 

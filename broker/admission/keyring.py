@@ -25,6 +25,7 @@ from slim.broker.admission.preamble import (
     parse_header,
 )
 from slim.broker.endpoints import Address, packed16
+from slim.broker.shaping import Shaping
 from slim.broker.slots import SlotStore, key_of
 
 if TYPE_CHECKING:
@@ -75,6 +76,10 @@ class InboundFlow(msgspec.Struct, frozen=True, array_like=True):
     source_workload: str
     rule: str
     expires: float
+    shaping: Shaping | None = None
+    """Of the connections that it admits."""
+    peer_rate: int | None = None
+    """What the source wants to receive at most, in bytes per second."""
 
 
 def boottime() -> float:

@@ -17,8 +17,9 @@ from typing import TypeAlias
 import msgspec
 
 from slim.broker.local.states import ContainerState, FailMode, TrapSettings, WorkloadState
+from slim.broker.shaping import Shaping
 
-PROTOCOL = 4
+PROTOCOL = 5
 """Raised with any change here; processes of different versions refuse each other."""
 
 MAX_DATAGRAM = 64 * 1024
@@ -217,6 +218,9 @@ class FlowFast(Message, frozen=True):
     lifetime_ms: int
     fallback_lawful: bool
     rule: str
+    shaping: Shaping | None = None
+    peer_rate: int | None = None
+    """What the other end wants to receive at most, in bytes per second."""
 
 
 class FlowOverlay(Message, frozen=True):
@@ -226,6 +230,7 @@ class FlowOverlay(Message, frozen=True):
     reason: str
     lifetime_ms: int
     rule: str
+    shaping: Shaping | None = None
 
 
 class FlowDenied(Message, frozen=True):
@@ -286,6 +291,9 @@ class AddInboundFlow(Message, frozen=True):
     source_workload: str
     rule: str
     lifetime_ms: int
+    shaping: Shaping | None = None
+    peer_rate: int | None = None
+    """What the source wants to receive at most, in bytes per second."""
 
 
 class DropFlows(Message, frozen=True):

@@ -19,6 +19,7 @@ from slim.broker.peers.messages import (
     MAX_TEXT,
     AnyPeerMessage,
 )
+from slim.broker.shaping import MAX_RATE, MIN_RATE
 
 _LENGTH = struct.Struct("!I")
 _encoder = msgspec.msgpack.Encoder()
@@ -97,6 +98,8 @@ def _find_wrong(message: AnyPeerMessage) -> str:
 
 
 def _fits(name: str, value: object) -> bool:
+    if name == "rate":
+        return value is None or (isinstance(value, int) and MIN_RATE <= value <= MAX_RATE)
     if isinstance(value, str):
         return _is_text(value)
     if isinstance(value, bytes):

@@ -12,7 +12,7 @@ from typing import TypeAlias
 
 import msgspec
 
-PROTOCOL = 1
+PROTOCOL = 2
 MAX_FRAME = 64 * 1024
 MAX_TEXT = 256
 FEATURE_REVOKE = "revoke"
@@ -57,6 +57,8 @@ class Resolve(PeerMessage, frozen=True):
     source: bytes
     destination: bytes
     port: int
+    rate: int | None = None
+    """What my end of the connection is to receive at most, in bytes per second."""
 
 
 class ResolvedFast(PeerMessage, frozen=True):
@@ -74,6 +76,8 @@ class ResolvedFast(PeerMessage, frozen=True):
     """Whose the destination is, for the asker's egress policy; empty: this slimd does not say."""
     namespace: str = ""
     labels: dict[str, str] = {}
+    rate: int | None = None
+    """What my end of the connection is to receive at most, in bytes per second."""
 
 
 class ResolvedOverlay(PeerMessage, frozen=True):

@@ -7,7 +7,7 @@ codec what the other one wrote. Source: the msgpack specification (spec.md).
 
 from __future__ import annotations
 
-PROTOCOL = 4
+PROTOCOL = 5
 """The same number as local.messages.PROTOCOL."""
 
 MAX_DATAGRAM = 64 * 1024

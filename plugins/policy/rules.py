@@ -11,6 +11,7 @@
     source_namespace = "shop"       # also destination_namespace
     destination_network = "10.77.2.0/24"    # also source_network
     ports = [5432, "6000-6010"]
+    encrypt = true                  # allowed only if encrypted on the wire
 
 The first rule that matches decides; without one, `default` does. There are two lists, the rules
 for egress (egress and both) and those for ingress (ingress and both), and a flow needs both.
@@ -67,6 +68,7 @@ class RuleTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     source_network: str | None = None
     destination_network: str | None = None
     ports: list[int | str] = []
+    encrypt: bool = False
 
 
 class RulesTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -107,6 +109,7 @@ class Rule:
     source: Selector
     destination: Selector
     ports: tuple[PortRange, ...] = ()
+    encrypt: bool = False
 
     def matches(self, request: FlowRequest, destination: Identity | None) -> bool | None:
         """True, False, or None: open until the destination's identity is known."""
@@ -141,11 +144,12 @@ class RuleSet:
         if request.direction is Direction.EGRESS:
             return self._walk(request, Direction.EGRESS, request.destination)[0]
         _, left_open = self._walk(request, Direction.EGRESS, None)
+        ingress, _ = self._walk(request, Direction.INGRESS, request.destination)
         if left_open:
-            verdict, _ = self._walk(request, Direction.EGRESS, request.destination)
-            if not verdict.allow:
-                return verdict
-        return self._walk(request, Direction.INGRESS, request.destination)[0]
+            egress, _ = self._walk(request, Direction.EGRESS, request.destination)
+            if not egress.allow or (egress.encrypt and ingress.allow):
+                return egress
+        return ingress
 
     def isolates(self, workload: Identity, direction: Direction) -> bool:
         """Whether `decide` can refuse a flow of the workload's in that direction."""
@@ -168,7 +172,10 @@ class RuleSet:
             match = rule.matches(request, destination)
             left_open = left_open or match is None
             if match or (match is None and rule.allow):
-                return Verdict(rule.allow, f"{NAME}:{rule.name}"), left_open
+                # An open rule may not be the one that decides: what it demands is not known yet.
+                encrypt = rule.encrypt and match is True
+                name = f"{NAME}:{rule.name}"
+                return Verdict(rule.allow, name, encrypt=encrypt), left_open
         return Verdict(self.default_allow, f"{NAME}:default"), left_open
 
     def _can_refuse(self, workload: Identity, direction: Direction, *, at_source: bool) -> bool:
@@ -177,7 +184,7 @@ class RuleSet:
             own = rule.source if at_source else rule.destination
             if not own.fits_identity(workload):
                 continue
-            if not rule.allow:
+            if not rule.allow or rule.encrypt:
                 return True
             if rule.takes_all(own):
                 return False
@@ -237,6 +244,8 @@ def _read_rule(written: RuleTable, settings: PluginSettings) -> Rule:
             hint = 'write 5432, or a range as "6000-6010"'
             raise mistake("ports", f"{port!r} is no port", hint) from None
 
+    if written.encrypt and written.action == "deny":
+        raise mistake("encrypt", "what is denied needs no encryption", "leave encrypt out")
     both = written.direction == "both"
     return Rule(
         name=written.name,
@@ -253,4 +262,5 @@ def _read_rule(written: RuleTable, settings: PluginSettings) -> Rule:
             network=network("destination_network", written.destination_network),
         ),
         ports=tuple(ports(port) for port in written.ports),
+        encrypt=written.encrypt,
     )

@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 OURS = ("slim.broker", "slim.plugins")
 
 # What decides. Beside each other, and nothing that acts: of kernel/ only types and constants.
-PURE = {"endpoints", "errors", "decisions", "actions", "calls", "flows", "pipeline"}
+PURE = {"endpoints", "errors", "decisions", "actions", "calls", "flows", "pipeline", "shaping"}
 PURE_MAY = {
     *PURE,
     # Records that flows and actions name.

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from slim.broker.config_example import render_example
-from slim.broker.config_tables import ConfigTables, keys_of
+from slim.broker.config_keys import keys_of
+from slim.broker.config_tables import ConfigTables
 from slim.broker.endpoints import Endpoint
 from support.configuration import load_text
 

@@ -197,12 +197,13 @@ def test_an_unknown_key_is_named_with_the_nearest_known_one(
         (
             config_text("[slim_run]\nlabels = {}"),
             "[slim_run] labels: unknown key",
-            "it belongs into [[slim_run.namespace]]",
+            "it belongs into [[slim_run.namespace]] or into [[shaping.rule]] or into "
+            "[[shaping.container]]",
         ),
         (
-            config_text("[log]\nname = 1"),
-            "[log] name: unknown key",
-            "it belongs into [host] or into [[overlay]]",
+            config_text("[log]\nnetns = 1"),
+            "[log] netns: unknown key",
+            "it belongs into [[slim_run.namespace]]",
         ),
     ],
 )

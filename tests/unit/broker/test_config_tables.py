@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from slim.broker.config_tables import ConfigTables, Key, Table, describe, keys_of
+from slim.broker.config_keys import Key, Table, describe, keys_of
+from slim.broker.config_tables import ConfigTables
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -37,7 +38,12 @@ def test_a_key_has_an_example(path: str) -> None:
 
 
 def test_tables_that_repeat_are_known_as_such() -> None:
-    assert [path for path, key in KEYS.items() if key.repeated] == ["overlay", "slim_run.namespace"]
+    assert [path for path, key in KEYS.items() if key.repeated] == [
+        "overlay",
+        "slim_run.namespace",
+        "shaping.rule",
+        "shaping.container",
+    ]
 
 
 def test_only_the_guard_the_addresses_and_an_overlay_must_be_written() -> None:

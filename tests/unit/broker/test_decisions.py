@@ -7,6 +7,7 @@ import itertools
 import pytest
 
 from slim.broker.decisions import DEFAULT_VERDICT, Verdict, combine, is_audited
+from slim.broker.shaping import Shaping
 
 ALLOW_A = Verdict(True, "a:allow")
 ALLOW_B = Verdict(True, "b:allow")
@@ -52,3 +53,22 @@ def test_the_default_is_allow_and_never_outweighs_a_verdict() -> None:
     assert DEFAULT_VERDICT.allow
     assert combine([DENY_D], default=ALLOW_A) == DENY_D
     assert combine([ALLOW_B], default=DENY_C) == ALLOW_B
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_limits_of_all_verdicts_hold_and_a_demand_for_encryption_stays(
+    order: tuple[int, int],
+) -> None:
+    verdicts = [
+        Verdict(True, "a:slow", shaping=Shaping(send=2_000, quota=5)),
+        Verdict(True, "b:slower", shaping=Shaping(send=1_000, idle_s=9), encrypt=True),
+    ]
+    combined = combine(verdicts[number] for number in order)
+    assert combined.rule == "b:slower"
+    assert combined.shaping == Shaping(send=1_000, quota=5, idle_s=9)
+    assert combined.encrypt
+
+
+def test_a_deny_has_no_limits_of_others() -> None:
+    limited = Verdict(True, "a:slow", shaping=Shaping(send=2_000))
+    assert combine([limited, DENY_C]) == DENY_C

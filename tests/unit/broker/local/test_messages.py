@@ -40,7 +40,7 @@ def example(kind: Any) -> Any:
 
 def made(kind: type[msgspec.Struct]) -> Any:
     hints = typing.get_type_hints(kind)
-    return kind(*[example(hints[name]) for name in kind.__struct_fields__])
+    return kind(**{name: example(hints[name]) for name in kind.__struct_fields__})
 
 
 @pytest.mark.parametrize(

@@ -342,7 +342,7 @@ def test_a_peer_that_does_not_read_is_dropped_and_blocks_nobody(
 
     async def scenario() -> None:
         async with Side(b) as side, raw_client(side.endpoint, a.client_context()) as peer:
-            peer.send(messages.Hello(1, "a", [packed16(LOOPBACK)], []))
+            peer.send(messages.Hello(2, "a", [packed16(LOOPBACK)], []))
             await until(lambda: side.is_connected, "b has the channel")
             peer.writer.transport.pause_reading()  # type: ignore[attr-defined]
             for sent in range(2_000_000):
@@ -479,7 +479,7 @@ def test_another_protocol_inside_tls_is_refused(a: HostCredentials, b: HostCrede
         async with Side(a) as side:
             with contextlib.suppress(OSError):
                 async with raw_client(side.endpoint, context) as peer:
-                    peer.send(messages.Hello(1, "b", [packed16(LOOPBACK)], []))
+                    peer.send(messages.Hello(2, "b", [packed16(LOOPBACK)], []))
                     assert await peer.ends()
             await until(lambda: side.links.counters["inbound_failed"] == 1, "a refused")
             assert side.recorder.events == []
@@ -487,16 +487,22 @@ def test_another_protocol_inside_tls_is_refused(a: HostCredentials, b: HostCrede
     run(scenario())
 
 
-HELLO = messages.Hello(messages.PROTOCOL, "b", [packed16(LOOPBACK)], [])
+HELLO = messages.Hello(2, "b", [packed16(LOOPBACK)], [])
 
 
 @pytest.mark.parametrize(
     ("first", "complaint"),
     [
-        (messages.Hello(1, "c", HELLO.addresses, []), "says it is 'c', its certificate 'b'"),
-        (messages.Hello(2, "b", HELLO.addresses, []), "peer speaks protocol 2, this slimd 1"),
-        (messages.Hello(1, "b", [], []), "Hello with 0 addresses"),
-        (messages.Hello(1, "b", HELLO.addresses * 17, []), "Hello with 17 addresses"),
+        (
+            messages.Hello(2, "c", HELLO.addresses, []),
+            "says it is 'c', its certificate 'b'",
+        ),
+        (messages.Hello(1, "b", HELLO.addresses, []), "peer speaks protocol 1, this slimd 2"),
+        (messages.Hello(2, "b", [], []), "Hello with 0 addresses"),
+        (
+            messages.Hello(2, "b", HELLO.addresses * 17, []),
+            "Hello with 17 addresses",
+        ),
         (messages.Ping(1), "Ping instead of Hello"),
         (question("b", "a")(1), "Resolve instead of Hello"),
     ],
@@ -615,7 +621,7 @@ def test_a_peer_at_an_address_that_it_does_not_announce_is_warned_of(
 ) -> None:
     async def scenario() -> None:
         async with Side(a) as asker, Side(b) as owner:
-            asker.hello = messages.Hello(1, "a", [packed16(workload_of("a"))], [])
+            asker.hello = messages.Hello(2, "a", [packed16(workload_of("a"))], [])
             await asker.ask(owner)
 
     run(scenario())

@@ -20,10 +20,10 @@ from slim.broker.peers.frames import (
 from slim.broker.peers.messages import MAX_FRAME, MAX_TEXT
 
 ADDRESS = bytes(range(16))
-RESOLVE = messages.Resolve(1, "web", "shop", {"app": "web"}, ADDRESS, ADDRESS, 80)
-FAST = messages.ResolvedFast(2, ADDRESS, 20001, 0xFFFF_FFFF, 300_000, True, "rules:all")
+RESOLVE = messages.Resolve(1, "web", "shop", {"app": "web"}, ADDRESS, ADDRESS, 80, 25_000_000)
+FAST = messages.ResolvedFast(2, ADDRESS, 20001, 0xFFFF_FFFF, 300_000, True, "rules:all", rate=1_000)
 EVERY_KIND: list[messages.AnyPeerMessage] = [
-    messages.Hello(1, "a", [ADDRESS], ["preamble"]),
+    messages.Hello(2, "a", [ADDRESS], ["preamble"]),
     messages.Key(0xFFFF_FFFF, bytes(32), 60_000, 360_000),
     RESOLVE,
     FAST,

@@ -92,6 +92,27 @@ def test_the_first_rule_that_matches_decides_and_is_named(direction: Direction, 
     assert (verdict.allow, verdict.rule) == (first == "allow", "rules:r0")
 
 
+@pytest.mark.parametrize("direction", BOTH)
+def test_a_rule_may_demand_encryption(direction: Direction) -> None:
+    rules = rule_set({"action": "allow", "encrypt": True, "ports": [5432]})
+    assert verdict_of(rules, flow(direction)) == Verdict(True, "rules:r0", encrypt=True)
+    assert not verdict_of(rules, flow(direction, port=80)).encrypt
+    # What demands it may be refused: so nothing takes the overlay before it was judged.
+    assert rules.isolates(WEB, Direction.EGRESS)
+    assert rules.isolates(DB, Direction.INGRESS)
+
+
+def test_what_an_open_rule_demands_the_destination_demands() -> None:
+    rules = rule_set({"action": "allow", "encrypt": True, "destination": {"app": "db"}})
+    assert not verdict_of(rules, flow(Direction.EGRESS, destination=None)).encrypt
+    assert verdict_of(rules, flow(Direction.INGRESS)).encrypt
+
+
+def test_what_is_denied_needs_no_encryption() -> None:
+    with pytest.raises(ConfigError, match="what is denied needs no encryption"):
+        rule_set({"action": "deny", "encrypt": True})
+
+
 @pytest.mark.parametrize(
     ("key", "fits", "does_not_fit"),
     [
