@@ -19,7 +19,7 @@ from slim.broker.slots import SlotStore, key_of
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-SLOT_BYTES = 512
+SLOT_BYTES = 640
 SLOTS = 65_536
 MAX_TEXT = 80
 KIND_CONNECTION = 1
@@ -51,6 +51,15 @@ class ConnectionRecord(msgspec.Struct, frozen=True, array_like=True):
     shaping: Shaping | None = None
     peer_rate: int | None = None
     """What the other end wants to receive at most, in bytes per second."""
+    is_limited: bool = False
+    """By either. The last field: who looks for limits only need not decode the others."""
+
+    def limited_by(self, shaping: Shaping | None, peer_rate: int | None) -> ConnectionRecord:
+        """The same connection with these limits."""
+        is_limited = shaping is not None or peer_rate is not None
+        return msgspec.structs.replace(
+            self, shaping=shaping, peer_rate=peer_rate, is_limited=is_limited
+        )
 
     @property
     def rate(self) -> int | None:
@@ -74,6 +83,8 @@ def pack(endpoint: Endpoint | None) -> PackedEndpoint:
     return (packed16(endpoint.address), endpoint.port) if endpoint else _NOWHERE
 
 
+_UNLIMITED = b"\xc2"
+"""The end of a record whose last field, `is_limited`, is false."""
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(ConnectionRecord)
 
@@ -85,6 +96,9 @@ class ConnectionTable:
         self._store = store
         self._fast: dict[int, ConnectionRecord] = {
             record.cookie: record for record in read_records(store) if record.path == "fast"
+        }
+        self._limited: dict[int, ConnectionRecord] = {
+            record.cookie: record for record in read_limited(store)
         }
         self.overflowed = 0
         """Records that found no slot: those connections work, but a restart forgets them."""
@@ -99,11 +113,25 @@ class ConnectionTable:
     def add(self, record: ConnectionRecord) -> None:
         if record.path == "fast":
             self._fast[record.cookie] = record
+        if record.is_limited:
+            self._limited[record.cookie] = record
+        else:
+            self._limited.pop(record.cookie, None)
         if not self._store.put(key_of(KIND_CONNECTION, record.cookie), _encoder.encode(record)):
             self.overflowed += 1
 
+    def limited(self, cookie: int) -> ConnectionRecord | None:
+        """The record of a socket that policy limits, on whichever path."""
+        return self._limited.get(cookie)
+
+    def replace(self, record: ConnectionRecord) -> None:
+        """Limits changed; a connection that was forgotten meanwhile stays so."""
+        if key_of(KIND_CONNECTION, record.cookie) in self._store:
+            self.add(record)
+
     def forget(self, cookie: int) -> None:
         self._fast.pop(cookie, None)
+        self._limited.pop(cookie, None)
         self._store.delete(key_of(KIND_CONNECTION, cookie))
 
     def forget_workload(self, workload: int) -> None:
@@ -114,9 +142,18 @@ class ConnectionTable:
 
 def read_records(store: SlotStore) -> Iterator[ConnectionRecord]:
     """Every readable record of a store, also from another process."""
+    return _read(store, b"")
+
+
+def read_limited(store: SlotStore) -> Iterator[ConnectionRecord]:
+    """As read_records, those with a limit only: the others are not even decoded."""
+    return _read(store, _UNLIMITED)
+
+
+def _read(store: SlotStore, left_out: bytes) -> Iterator[ConnectionRecord]:
     prefix = key_of(KIND_CONNECTION, 0)[:8]
     for key, payload in store.items():
-        if key[:8] == prefix:
+        if key[:8] == prefix and not (left_out and payload.endswith(left_out)):
             try:
                 yield _decoder.decode(payload)
             except msgspec.DecodeError:

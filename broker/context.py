@@ -134,5 +134,6 @@ class TrapContext:
                 created=time.time(),
                 shaping=shaping,
                 peer_rate=peer_rate,
+                is_limited=shaping is not None or peer_rate is not None,
             )
         )

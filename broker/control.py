@@ -363,7 +363,7 @@ class Control:
     def _all_counters(self) -> dict[str, int]:
         parts = (self, self._news, self._containers, self._resolver, self._inbound)
         counted = [*(part.counters for part in parts), self._revocation.counters]
-        counted.append(self._oci_agent.counters)
+        counted += [self._revocation.enforcing.counters, self._oci_agent.counters]
         if self._links is not None:
             counted += [self._links.counters, self._peering.counters]
         return {

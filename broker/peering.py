@@ -12,7 +12,7 @@ from slim.broker.local import messages
 from slim.broker.peers import messages as peer_messages
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from slim.broker.admission_keys import AdmissionKeys
     from slim.broker.control_links import TrapsServer
@@ -112,6 +112,9 @@ class Peering:
     def cut(self, peer: PeerInfo, message: peer_messages.Cut) -> None:
         self._revocation.peer_cut(message.ends, peer.networks)
 
+    def pace(self, peer: PeerInfo, message: peer_messages.Pace) -> None:
+        self._revocation.enforcing.peer_wants(message.rate, message.ends, peer.networks)
+
     # --- what peers are to know (revocation.News) ---------------------------------------------
 
     def tell_policy_changed(self) -> None:
@@ -136,6 +139,17 @@ class Peering:
 
     def tell_cut(self, ends: Iterable[tuple[Address, bytes]]) -> None:
         """Each to the hosts whose certificate names its address."""
+        self._tell_ends(ends, peer_messages.Cut)
+
+    def tell_pace(self, rate: int | None, ends: Iterable[tuple[Address, bytes]]) -> None:
+        """As tell_cut."""
+        self._tell_ends(ends, lambda part: peer_messages.Pace(rate, part))
+
+    def _tell_ends(
+        self,
+        ends: Iterable[tuple[Address, bytes]],
+        make: Callable[[list[bytes]], peer_messages.AnyPeerMessage],
+    ) -> None:
         by_address: dict[Address, list[bytes]] = defaultdict(list)
         for address, end in ends:
             by_address[address].append(end)
@@ -150,7 +164,7 @@ class Peering:
             ]
             for start in range(0, len(its), peer_messages.MAX_ENDS):
                 part = its[start : start + peer_messages.MAX_ENDS]
-                self._links.send(peer.host, peer_messages.Cut(part))
+                self._links.send(peer.host, make(part))
 
     def _tell_epoch(self, peer: PeerInfo) -> None:
         if peer_messages.FEATURE_REVOKE in peer.features and peer.host not in self._told:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from slim.broker.admin import messages as admin
-from slim.broker.connections import ConnectionRecord, read_records
+from slim.broker.connections import ConnectionRecord, read_limited, read_records
 from slim.broker.decisions import is_audited
 from slim.broker.kernel.namespaces import in_namespace
 from slim.broker.kernel.pidfd import command_name
@@ -58,6 +58,10 @@ class Records:
         """Every record, one at a time."""
         return read_records(self._store)
 
+    def limited(self) -> list[ConnectionRecord]:
+        """Those with a limit; 1 ms per thousand of all."""
+        return [*read_limited(self._store)]
+
     def snapshot(self, registry: Registry) -> Snapshot:
         """Takes milliseconds per thousand connections: run it beside the event loop."""
         records = [*read_records(self._store)]
@@ -70,7 +74,9 @@ class Records:
         return Snapshot(records, listeners, sockets)
 
 
-def find_sockets(registry: Registry, records: Iterable[ConnectionRecord]) -> dict[int, TcpSocket]:
+def find_sockets(
+    registry: Registry, records: Iterable[ConnectionRecord], *, info: bool = False
+) -> dict[int, TcpSocket]:
     """The sockets behind these records that live, by cookie; 1 ms per thousand on the host."""
     wanted: dict[int | None, set[int]] = defaultdict(set)
     for record in records:
@@ -80,17 +86,19 @@ def find_sockets(registry: Registry, records: Iterable[ConnectionRecord]) -> dic
     for place, cookies in wanted.items():
         workload = registry.workloads.get(place) if place is not None else None
         if place is None:
-            sockets = dump_tcp(states=LIVE_STATES, cookies=cookies)
+            sockets = dump_tcp(states=LIVE_STATES, cookies=cookies, info=info)
         else:
-            sockets = _dump_in(workload, cookies) if workload is not None else []
+            sockets = _dump_in(workload, cookies, info=info) if workload is not None else []
         found.update({sock.cookie: sock for sock in sockets})
     return found
 
 
-def _dump_in(workload: Workload, cookies: set[int] | None = None) -> list[TcpSocket]:
+def _dump_in(
+    workload: Workload, cookies: set[int] | None = None, *, info: bool = False
+) -> list[TcpSocket]:
     try:
         with in_namespace(workload.netns_fd):
-            return dump_tcp(cookies=cookies)
+            return dump_tcp(cookies=cookies, info=info)
     except OSError as error:
         log.debug("sockets of %s not listed: %s", workload.state.name, error)
         return []

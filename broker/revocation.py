@@ -19,9 +19,10 @@ from typing import TYPE_CHECKING, Protocol
 import msgspec
 
 from slim.broker import cutting
-from slim.broker.admission.keyring import flow_key, read_flows
+from slim.broker.admission.keyring import boottime, flow_key, read_flows
 from slim.broker.cutting import Victim, local_end
 from slim.broker.endpoints import contains_any, from_packed16
+from slim.broker.enforcing import Enforcing
 from slim.broker.errors import ControlError
 from slim.broker.judging import Ingress, Judge
 from slim.broker.local import messages
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from slim.broker.endpoints import Address, Network
     from slim.broker.registry import Registry, Workload
     from slim.broker.resolver import Resolver
+    from slim.broker.shaping import Shaping
     from slim.broker.sources import Sources
     from slim.broker.survey import Survey
 
@@ -57,6 +59,7 @@ class News(Protocol):
     def tell_policy_changed(self) -> None: ...
     def tell_relabelled(self, workload: Workload) -> None: ...
     def tell_cut(self, ends: Iterable[tuple[Address, bytes]]) -> None: ...
+    def tell_pace(self, rate: int | None, ends: Iterable[tuple[Address, bytes]]) -> None: ...
 
 
 class NoNews:
@@ -69,6 +72,9 @@ class NoNews:
         return
 
     def tell_cut(self, ends: Iterable[tuple[Address, bytes]]) -> None:
+        return
+
+    def tell_pace(self, rate: int | None, ends: Iterable[tuple[Address, bytes]]) -> None:
         return
 
 
@@ -96,6 +102,7 @@ class Revocation:
         self._work = asyncio.Event()
         self._finished = asyncio.Condition()
         self._rechecking = Rechecking(registry, survey, resolver, self._cut)
+        self.enforcing = Enforcing(registry, survey, traps, news, self._cut)
         self._ends: set[tuple[tuple[bytes, int], tuple[bytes, int]]] = set()
         self._look_again: list[float] = []
         self._unseen = False
@@ -174,6 +181,7 @@ class Revocation:
     async def run(self) -> None:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._rechecking.run())
+            tasks.create_task(self.enforcing.run())
             tasks.create_task(self._run())
 
     async def _run(self) -> None:
@@ -214,7 +222,7 @@ class Revocation:
         await self._describe_workloads()
         await self._traps.request(messages.NewEpoch)
         judge = Judge(self._registry, self._sources)
-        await self._drop_inbound(judge)
+        await self._judge_inbound(judge)
         ended = await self._cut_forbidden(judge)
         self._rechecking.ask_isolated()
         self._plan_looks(started)
@@ -251,13 +259,16 @@ class Revocation:
             f"workload/{state.cookie}", msgspec.msgpack.encode(state), (workload.netns_fd,)
         )
 
-    async def _drop_inbound(self, judge: Judge) -> None:
+    async def _judge_inbound(self, judge: Judge) -> None:
         forbidden = []
         for number, flow in enumerate(await self._survey.inbound_flows()):
             if number % SLICE == 0:
                 await asyncio.sleep(0)
-            if not judge.ingress(question_of(flow)).allow:
+            verdict = judge.ingress(question_of(flow))
+            if not verdict.allow:
                 forbidden.append(flow.flow)
+            elif verdict.shaping != flow.shaping:
+                await self._relimit_inbound(flow, verdict.shaping)
         for start in range(0, len(forbidden), FLOWS_PER_MESSAGE):
             part = forbidden[start : start + FLOWS_PER_MESSAGE]
             await self._traps.request(
@@ -265,9 +276,31 @@ class Revocation:
             )
         self.counters["inbound_flows_dropped"] += len(forbidden)
 
+    async def _relimit_inbound(self, flow: InboundFlow, shaping: Shaping | None) -> None:
+        """Whom it admits from now on gets these limits."""
+        left_ms = int((flow.expires - boottime()) * 1000)
+        if left_ms > 0:
+            await self._traps.request(
+                lambda token: messages.AddInboundFlow(
+                    token=token,
+                    flow=flow.flow,
+                    peer=flow.peer,
+                    workload=flow.workload,
+                    destination=flow.destination,
+                    port=flow.port,
+                    source=flow.source,
+                    source_workload=flow.source_workload,
+                    rule=flow.rule,
+                    lifetime_ms=left_ms,
+                    shaping=shaping,
+                    peer_rate=flow.peer_rate,
+                )
+            )
+
     # --- connections --------------------------------------------------------------------------
 
     async def _cut_forbidden(self, judge: Judge) -> int:
+        """End what is forbidden now, and change the limits of what is limited otherwise now."""
         records = await self._survey.records()
         # Only of these the kernel chose the address, and may not have connected them yet.
         overlay = await self._survey.sockets(
@@ -275,6 +308,7 @@ class Revocation:
         )
         since = time.time() - YOUNG_S
         self._unseen, forbidden = False, {}
+        changed = []
         for number, record in enumerate(records):
             if number % SLICE == 0:
                 await asyncio.sleep(0)
@@ -288,9 +322,13 @@ class Revocation:
             verdict = judge.connection(record, source)
             if not verdict.allow:
                 forbidden[record.cookie] = record, verdict.rule
+            elif verdict.shaping != record.shaping and record.workload in self._registry.workloads:
+                changed.append((record, record.limited_by(verdict.shaping, record.peer_rate)))
         sockets = await self._survey.sockets(record for record, _ in forbidden.values())
         victims = [Victim(*forbidden[cookie], sock) for cookie, sock in sockets.items()]
-        return len(await self._cut(victims, "by_policy"))
+        ended = await self._cut(victims, "by_policy")
+        await self.enforcing.change(changed)
+        return len(ended)
 
     async def cut_chosen(self, cookies: frozenset[int]) -> set[int]:
         """End the connections with these cookies: an administrator's wish."""

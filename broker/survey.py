@@ -105,9 +105,16 @@ class Survey:
         records = await self._open_records()
         return await asyncio.to_thread(records.connections) if records is not None else []
 
-    async def sockets(self, records: Iterable[ConnectionRecord]) -> dict[int, TcpSocket]:
+    async def limited(self) -> list[ConnectionRecord]:
+        """Every connection on record that has a limit, over or not."""
+        records = await self._open_records()
+        return await asyncio.to_thread(records.limited) if records is not None else []
+
+    async def sockets(
+        self, records: Iterable[ConnectionRecord], *, info: bool = False
+    ) -> dict[int, TcpSocket]:
         """The sockets behind the records, by cookie, of those that are not over."""
-        return await asyncio.to_thread(reporting.find_sockets, self._registry, records)
+        return await asyncio.to_thread(reporting.find_sockets, self._registry, records, info=info)
 
     async def snapshot(self) -> reporting.Snapshot | None:
         try:

@@ -295,6 +295,10 @@ class Traps:
                 for cookie in message.cookies:
                     context.connections.forget(cookie)
                     self._trapping.connector.forget(cookie)
+            case messages.Relimit():
+                for record in message.records:
+                    context.connections.replace(record)
+                self._control.send(messages.Done(message.token))
             case messages.SealingKey():
                 context.keyring.add_sealing_key(
                     message.peer, message.key_id, message.key, message.accept_ms / 1000

@@ -155,6 +155,10 @@ class KeyRing:
         self._write(KIND_INBOUND_FLOW, flow.flow, flow)
         return True
 
+    def flow(self, flow: int) -> InboundFlow | None:
+        """The live inbound flow of that number."""
+        return self._flows.get(flow)
+
     def drop_workload(self, workload: int) -> None:
         """Nobody is admitted to a workload that is gone."""
         for flow in [flow for flow in self._flows.values() if flow.workload == workload]:

@@ -75,8 +75,9 @@ _TAIL_OFFSET = SPORT_OFFSET + _SOCKID.size
 _ATTRIBUTES_OFFSET = _TAIL_OFFSET + _TAIL.size
 # Length and kind of the netlink header, and the cookie: all that a list of cookies takes.
 _GLANCE = struct.Struct(f"=IH{_TAIL_OFFSET + 4 - 6}xQ")
-# tcp_info: rtt in microseconds and total_retrans; bytes_acked and bytes_received (Linux 4.1).
-_TCP_INFO = struct.Struct("=68xI28xI16xQQ")
+# tcp_info: last_data_sent and last_data_recv in milliseconds, rtt in microseconds, total_retrans;
+# max_pacing_rate (Linux 3.15), bytes_acked and bytes_received (Linux 4.1).
+_TCP_INFO = struct.Struct("=44xI4xI12xI28xI8xQQQ")
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +100,10 @@ class TcpSocket:
     retransmits: int = 0
     bytes_acked: int = 0
     bytes_received: int = 0
+    idle_ms: int = 0
+    """Since payload was last sent or received."""
+    max_pacing_rate: int = 0
+    """Bytes per second; all ones when there is no limit."""
 
     @property
     def state_name(self) -> str:
@@ -242,12 +247,14 @@ def _address(packed: bytes, known: dict[bytes, Address]) -> Address:
     return address
 
 
-def _unpack_info(data: bytes, offset: int, end: int) -> tuple[int, int, int, int]:
-    """rtt_us, retransmits, bytes_acked, bytes_received of the INET_DIAG_INFO attribute, if any."""
+def _unpack_info(data: bytes, offset: int, end: int) -> tuple[int, int, int, int, int, int]:
+    """What TcpSocket has of the INET_DIAG_INFO attribute, from rtt_us on; zeros without one."""
     while offset + _NLATTR.size <= end:
         length, kind = _NLATTR.unpack_from(data, offset)
         if kind == INET_DIAG_INFO and length >= _NLATTR.size + _TCP_INFO.size:
-            info: tuple[int, int, int, int] = _TCP_INFO.unpack_from(data, offset + _NLATTR.size)
-            return info
+            sent_ms, received_ms, rtt_us, retransmits, pacing, acked, received = (
+                _TCP_INFO.unpack_from(data, offset + _NLATTR.size)
+            )
+            return rtt_us, retransmits, acked, received, min(sent_ms, received_ms), pacing
         offset += max((length + 3) & ~3, _NLATTR.size)
-    return 0, 0, 0, 0
+    return 0, 0, 0, 0, 0, 0

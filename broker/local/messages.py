@@ -16,6 +16,7 @@ from typing import TypeAlias
 
 import msgspec
 
+from slim.broker.connections import ConnectionRecord
 from slim.broker.local.states import ContainerState, FailMode, TrapSettings, WorkloadState
 from slim.broker.shaping import Shaping
 
@@ -328,6 +329,13 @@ class ForgetConnections(Message, frozen=True):
     cookies: list[int]
 
 
+class Relimit(Message, frozen=True):
+    """To traps: these connections have other limits now."""
+
+    token: int
+    records: list[ConnectionRecord]
+
+
 class SealingKey(Message, frozen=True):
     """To traps: seal records for that peer with this key."""
 
@@ -367,6 +375,7 @@ ToTraps: TypeAlias = (
     | NewEpoch
     | DropInbound
     | ForgetConnections
+    | Relimit
     | SealingKey
     | OpeningKey
 )

@@ -140,6 +140,16 @@ class Cut(PeerMessage, frozen=True):
     ends: list[bytes]
 
 
+class Pace(PeerMessage, frozen=True):
+    """Policy here changed: what my ends of these connections are to receive at most now.
+
+    In bytes per second; None: whatever your own policy allows. Ends as in Cut.
+    """
+
+    rate: int | None
+    ends: list[bytes]
+
+
 class Ping(PeerMessage, frozen=True):
     token: int
 
@@ -161,6 +171,7 @@ AnyPeerMessage: TypeAlias = (
     | PolicyChanged
     | Relabelled
     | Cut
+    | Pace
     | Ping
     | Pong
 )

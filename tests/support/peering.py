@@ -78,6 +78,9 @@ class Recorder:
     def cut(self, peer: PeerInfo, message: messages.Cut) -> None:
         self.news.append(message)
 
+    def pace(self, peer: PeerInfo, message: messages.Pace) -> None:
+        self.news.append(message)
+
     def connected(self, peer: PeerInfo) -> None:
         self.events.append(("connected", peer.host))
 

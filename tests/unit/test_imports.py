@@ -74,6 +74,8 @@ CONTROL_SIDE = {
     "admission_keys",
     "control_admin",
     "cutting",
+    "enforcing",
+    "shaping_rules",
     "discovery_choice",
     "judging",
     "rechecking",

@@ -108,7 +108,7 @@ def _receive(sock: socket.socket, size: str) -> dict[str, Any]:
 
 def _end(sock: socket.socket, sends: str) -> dict[str, Any]:
     """Wait for the end, sending all the time or silent."""
-    sock.settimeout(25)
+    sock.settimeout(10)
     end = "closed"
     try:
         sock.sendall(b"0\n")

@@ -14,9 +14,11 @@ from slim.broker.connections import (
     ConnectionRecord,
     ConnectionTable,
     pack,
+    read_limited,
     read_records,
 )
 from slim.broker.endpoints import Endpoint
+from slim.broker.shaping import Shaping
 from slim.broker.slots import SlotStore, key_of
 
 if TYPE_CHECKING:
@@ -114,6 +116,38 @@ def test_without_a_slot_the_connection_is_known_until_a_restart(store: SlotStore
     assert table.overflowed == 1
     assert table.get(4) == record(4)
     assert ConnectionTable(store).get(4) is None
+
+
+def test_limited_connections_are_known_on_either_path(store: SlotStore) -> None:
+    table = ConnectionTable(store)
+    free = record(1)
+    by_policy = msgspec.structs.replace(record(2), path="fallback").limited_by(
+        Shaping(send=1_000), None
+    )
+    by_peer = record(3).limited_by(None, 2_000)
+    for each in (free, by_policy, by_peer):
+        table.add(each)
+    assert [*read_limited(store)] == [by_policy, by_peer]
+    assert (table.limited(1), table.limited(2), table.limited(3)) == (None, by_policy, by_peer)
+    successor = ConnectionTable(store)
+    assert successor.limited(2) == by_policy
+    successor.replace(by_policy.limited_by(None, None))
+    assert successor.limited(2) is None
+    assert [*read_limited(store)] == [by_peer]
+
+
+def test_limits_do_not_bring_back_a_connection_that_is_over(store: SlotStore) -> None:
+    table = ConnectionTable(store)
+    table.replace(record(1).limited_by(None, 2_000))
+    assert [*read_records(store)] == []
+    assert table.limited(1) is None
+
+
+def test_the_lower_rate_of_both_ends_holds() -> None:
+    both = record(1).limited_by(Shaping(send=5_000), 4_000)
+    assert both.rate == 4_000
+    assert both.limited_by(both.shaping, None).rate == 5_000
+    assert both.limited_by(Shaping(quota=1), None).rate is None
 
 
 def test_unreadable_and_other_records_are_passed_over(store: SlotStore) -> None:

@@ -34,6 +34,8 @@ EVERY_KIND: list[messages.AnyPeerMessage] = [
     messages.PolicyChanged(),
     messages.Relabelled("web", "shop", {"app": "db"}, ADDRESS),
     messages.Cut([messages.pack_end((ADDRESS, 80), (ADDRESS, 40_000))] * messages.MAX_ENDS),
+    messages.Pace(None, []),
+    messages.Pace(25_000_000, [messages.pack_end((ADDRESS, 80), (ADDRESS, 40_000))]),
     messages.Ping(6),
     messages.Pong(6),
 ]

@@ -1,0 +1,133 @@
+"""Limits of connections that live: quotas and times end them, a reload changes them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from support.policies import put_in_force
+from support.polling import eventually
+from support.probes import limited
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from support.two_hosts import TwoHosts, Workload
+
+pytestmark = [pytest.mark.needs_root, pytest.mark.needs_netns]
+
+PORT = 8000
+UNPACED = (1 << 64) - 1
+MIB = 1 << 20
+
+
+def rule(app: str, *limits: str) -> str:
+    lines = "\n".join(limits)
+    return f'[[shaping.rule]]\nname = "r"\nlabels = {{app = "{app}"}}\n{lines}\n'
+
+
+@pytest.fixture(autouse=True)
+def as_it_was(hosts: TwoHosts) -> Iterator[None]:
+    yield
+    for host in ("a", "b"):
+        put_in_force(hosts, host, "")
+
+
+@pytest.fixture(scope="module")
+def sink(server: Workload) -> Any:
+    running = server.probe(limited.sink, "::", PORT)
+    assert running.result() == "listening"
+    return running
+
+
+@pytest.fixture
+def talking(client: Workload, server: Workload, sink: Any) -> Iterator[Any]:
+    running = client.probe(limited.talk, server.address4, PORT)
+    assert running.result() == "connected"
+    sink.result()
+    yield running
+    running.stop()
+
+
+def ask(talking: Any, what: str) -> Any:
+    talking.tell(what)
+    return talking.result()
+
+
+def test_a_reload_changes_the_limits_of_connections_that_live(
+    hosts: TwoHosts, talking: Any
+) -> None:
+    before = ask(talking, "options")
+    assert before["rate"] == UNPACED
+
+    put_in_force(hosts, "a", rule("client", 'send = "8mbit"', 'dscp = "cs1"', "priority = 1"))
+    limits = ask(talking, "options")
+    assert (limits["rate"], limits["tos"], limits["priority"]) == (1_000_000, 8 << 2, 1)
+
+    put_in_force(hosts, "a", rule("client", 'send = "16mbit"'))
+    limits = ask(talking, "options")
+    assert (limits["rate"], limits["tos"], limits["priority"]) == (2_000_000, 0, 0)
+
+    put_in_force(hosts, "a", "")
+    assert ask(talking, "options") == before
+
+
+def test_a_change_at_the_receiver_reaches_the_sender(hosts: TwoHosts, talking: Any) -> None:
+    for written, rate in (("4mbit", 500_000), ("2mbit", 250_000), ("8mbit", 1_000_000)):
+        put_in_force(hosts, "b", rule("server", f'receive = "{written}"'))
+        eventually(
+            lambda rate=rate: ask(talking, "options")["rate"] == rate,  # type: ignore[misc]
+            f"the sender paces at {rate}",
+        )
+    put_in_force(hosts, "b", "")
+    eventually(lambda: ask(talking, "options")["rate"] == UNPACED, "the sender does not pace")
+
+
+def test_a_connection_ends_when_its_quota_is_spent(
+    hosts: TwoHosts, client: Workload, server: Workload, sink: Any
+) -> None:
+    put_in_force(hosts, "a", rule("client", 'quota = "4MiB"', 'send = "8mbit"'))
+    talking = client.probe(limited.talk, server.address4, PORT)
+    assert talking.result() == "connected"
+    end = ask(talking, "end sending")
+    assert end["end"] in ("ECONNABORTED", "ECONNRESET")
+    # 1 MB is sent per second.
+    assert 4 * MIB <= end["bytes"] < 5 * MIB + 1_000_000
+    assert hosts.status("a").counters["connections_cut_by_limit"] >= 1
+    sink.result()
+    talking.stop()
+
+
+def test_a_quota_that_comes_later_counts_what_was_sent_before(
+    hosts: TwoHosts, talking: Any
+) -> None:
+    ask(talking, "send 0.5")
+    put_in_force(hosts, "a", rule("client", 'quota = "1kB"'))
+    assert ask(talking, "end silent")["end"] in ("ECONNABORTED", "ECONNRESET")
+
+
+@pytest.mark.parametrize("limit", ["lifetime", "idle"])
+def test_a_connection_ends_when_its_time_is_over(
+    hosts: TwoHosts, client: Workload, server: Workload, sink: Any, limit: str
+) -> None:
+    put_in_force(hosts, "b", rule("server", f'{limit} = "1s"'))
+    talking = client.probe(limited.talk, server.address4, PORT)
+    assert talking.result() == "connected"
+    assert ask(talking, "end silent")["end"] in ("ECONNABORTED", "ECONNRESET", "closed")
+    eventually(
+        lambda: hosts.status("b").counters["connections_cut_by_limit"] >= 1, "it was cut at b"
+    )
+    sink.result()
+    talking.stop()
+
+
+def test_a_connection_that_is_used_is_not_idle(
+    hosts: TwoHosts, client: Workload, server: Workload, sink: Any
+) -> None:
+    put_in_force(hosts, "a", rule("client", 'idle = "1s"', 'send = "8mbit"'))
+    talking = client.probe(limited.talk, server.address4, PORT)
+    assert talking.result() == "connected"
+    assert ask(talking, "send 3")["seconds"] >= 3
+    talking.stop()
+    sink.result()
