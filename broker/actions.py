@@ -115,6 +115,16 @@ class TellV6Only:
 
 
 @dataclass(slots=True)
+class SetWithinLimits:
+    """Set an option on the socket behind the fd, then what policy says of it, if anything."""
+
+    level: int
+    option: int
+    value: bytes
+    record: ConnectionRecord | None
+
+
+@dataclass(slots=True)
 class VacatePort:
     """Close retained listeners on the port whose programs are gone; then let bind() go on."""
 
@@ -141,6 +151,7 @@ Action: TypeAlias = (
     | TakeConnection
     | TellName
     | TellV6Only
+    | SetWithinLimits
     | VacatePort
     | MakeEpoll
 )

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
 from slim.broker.kernel import sockaddr
+from slim.broker.kernel.pacing import LIMIT_OPTIONS
 from slim.broker.kernel.process_memory import process_vm_readv
 from slim.broker.kernel.trapped_calls import TRAPPED_OPTIONS, TRAPPED_READS
 
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
 
     from slim.broker.endpoints import Endpoint
     from slim.broker.kernel.seccomp_notify import Notification
+
+MAX_LIMIT_BYTES = 8
+"""SO_MAX_PACING_RATE takes 8 or 4 bytes, the others 4 (socket(7), ip(7))."""
 
 # From linux/audit.h: e_machine, 64 bit, little endian.
 AUDIT_ARCH = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
@@ -119,6 +123,17 @@ class SetOption:
 
 
 @dataclass(slots=True)
+class SetLimit:
+    """A setsockopt of rate, priority or DSCP, which policy may limit."""
+
+    fd: int
+    level: int
+    option: int
+    value: bytes
+    """What the kernel would read of the program's value: at most MAX_LIMIT_BYTES."""
+
+
+@dataclass(slots=True)
 class GetV6Only:
     """getsockopt(IPV6_V6ONLY), which a host listener never has set."""
 
@@ -129,7 +144,16 @@ class GetV6Only:
 
 
 SocketCall: TypeAlias = (
-    Connect | Bind | Listen | Accept | GetName | CreateEpoll | FastOpenSend | SetOption | GetV6Only
+    Connect
+    | Bind
+    | Listen
+    | Accept
+    | GetName
+    | CreateEpoll
+    | FastOpenSend
+    | SetOption
+    | SetLimit
+    | GetV6Only
 )
 
 Args: TypeAlias = tuple[int, int, int, int, int, int]
@@ -209,10 +233,17 @@ def _fast_open_send(tid: int, args: Args) -> SocketCall:
 
 
 def _setsockopt(tid: int, args: Args) -> SocketCall | None:
-    if (_int(args[1]), _int(args[2])) not in TRAPPED_OPTIONS:
+    fd, level, option = _int(args[0]), _int(args[1]), _int(args[2])
+    if (level, option) in TRAPPED_OPTIONS:
+        return SetOption(fd)
+    if (level, option) not in _LIMITS:
         # An OCI profile cannot tell these by level and option both.
         return None
-    return SetOption(_int(args[0]))
+    length = _int(args[4])
+    if not 0 <= length <= MAX_LIMIT_BYTES:
+        # Negative: EINVAL, as of an empty value. Of a long value the kernel reads an int.
+        length = 4 if length > 0 else 0
+    return SetLimit(fd, level, option, process_vm_readv(tid, args[3], length) if length else b"")
 
 
 def _getsockopt(tid: int, args: Args) -> SocketCall | None:
@@ -240,5 +271,7 @@ _BY_NAME: dict[str, Callable[[int, Args], SocketCall | None]] = {
 _MACHINE = platform.machine()
 _ARCH = AUDIT_ARCH.get(_MACHINE, 0)
 _DECODERS = {number: _BY_NAME[name] for name, number in _NUMBERS.get(_MACHINE, {}).items()}
+
+_LIMITS = frozenset(LIMIT_OPTIONS)
 
 ACCEPT_FLAGS = socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC

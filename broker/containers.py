@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from slim.broker.control_links import KeeperClient, TrapsServer
+    from slim.broker.decisions import Identity
     from slim.broker.discovery import DiscoveryBackend
     from slim.broker.endpoints import Address
     from slim.broker.inbound import Inbound
@@ -90,6 +91,10 @@ class Containers:
         from slim.broker.overlay.namespaces import prepare
 
         return await asyncio.to_thread(prepare, overlay, address)
+
+    def may_limit(self, workload: Identity | None) -> bool:
+        """Whether policy could limit a connection of that workload; None: of any."""
+        return self._registry.plugins.may_shape(workload)
 
     async def discard_namespace(self, name: str) -> None:
         from slim.broker.overlay.namespaces import discard

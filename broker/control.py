@@ -51,7 +51,7 @@ from slim.broker.reload import (
 from slim.broker.resolver import Resolver
 from slim.broker.revocation import NoNews, Revocation
 from slim.broker.run_directory import claim
-from slim.broker.run_server import RunServer
+from slim.broker.run_server import Programs, RunServer
 from slim.broker.sources import open_sources
 from slim.broker.survey import Survey
 from slim.broker.tasks import Tasks
@@ -170,7 +170,7 @@ class Control:
         undo.callback(os.close, await claim(run_dir))
         if config.guard != "portable":
             raise ConfigError(f"{config.path}: guard: {config.guard!r} is not in this version")
-        program = build_filter(config.guard)
+        programs = Programs(build_filter(config.guard), build_filter(config.guard, limited=True))
         self._keeper = await connect_keeper(run_dir, self._process_options(), self._on_keeper_end)
         undo.push_async_callback(self._end_processes)
         held, processes = await self._keeper.fetch("")
@@ -250,7 +250,7 @@ class Control:
             await self._listen_for_peers(config.peers.listen)
         host_netns = own_netns_cookie()
         self._run_server = RunServer(
-            str(run_dir / "run.sock"), program, host_netns, config.slim_run, self._containers
+            str(run_dir / "run.sock"), programs, host_netns, config.slim_run, self._containers
         )
         undo.callback(self._run_server.close)
         listener = await open_listener(run_dir / oci_agent.SOCKET, self._keeper)

@@ -59,6 +59,9 @@ class GapView:
     def listener(self, cookie: int) -> ListenerRecord | None:
         return None
 
+    def limited(self, cookie: int) -> ConnectionRecord | None:
+        return None
+
     def flow(self, key: FlowKey) -> Flow | None:
         return None
 

@@ -14,6 +14,7 @@ from slim.broker.shaping import smaller
 if TYPE_CHECKING:
     import socket
 
+    from slim.broker.actions import SetWithinLimits
     from slim.broker.shaping import Shaping
 
 
@@ -29,3 +30,11 @@ def limit(sock: socket.socket, shaping: Shaping | None, peer_rate: int | None) -
     if shaping.priority is not None:
         # After the DSCP, from which the kernel derives a priority of its own (ip(7), IP_TOS).
         pacing.set_priority(sock, shaping.priority)
+
+
+def set_within(sock: socket.socket, asked: SetWithinLimits) -> None:
+    """setsockopt(2) as the program asked, then the limits again; OSError as the kernel says."""
+    sock.setsockopt(asked.level, asked.option, asked.value)
+    if asked.record is not None:
+        # The limit comes a moment after what was asked, before the program's call returns.
+        limit(sock, asked.record.shaping, asked.record.peer_rate)

@@ -11,13 +11,15 @@ from __future__ import annotations
 import errno
 import os
 import socket
+import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from slim.broker import actions, calls
 from slim.broker.endpoints import Address, Endpoint, parse_address, unmapped
 from slim.broker.flows import DeniedFlow, FastFlow, Flow, FlowKey, OverlayFlow
-from slim.broker.kernel.socket_options import TCP_CLOSE, TCP_LISTEN
+from slim.broker.kernel.socket_options import SO_MAX_PACING_RATE, TCP_CLOSE, TCP_LISTEN
+from slim.broker.shaping import MAX_PRIORITY
 
 if TYPE_CHECKING:
     from slim.broker.connections import ConnectionRecord
@@ -48,6 +50,10 @@ class View(Protocol):
     def is_overlay(self, address: Address) -> bool: ...
     def connection(self, cookie: int) -> ConnectionRecord | None: ...
     def listener(self, cookie: int) -> ListenerRecord | None: ...
+    def limited(self, cookie: int) -> ConnectionRecord | None:
+        """The record of a socket that policy limits, whoever made it."""
+        ...
+
     def flow(self, key: FlowKey) -> Flow | None: ...
     def is_isolated(self) -> bool:
         """Whether the overlay may be used only where a verdict allows it."""
@@ -80,6 +86,8 @@ def decide(
             return _fast_open_send(observed, view)
         case calls.GetV6Only():
             return _get_v6only(observed, view)
+        case calls.SetLimit():
+            return _set_limit(call, observed, view)
         case calls.SetOption():
             return actions.Return(errno.EPERM) if observed.is_ours else actions.Proceed()
 
@@ -190,6 +198,29 @@ def _get_v6only(observed: Observed, view: View) -> actions.Action:
     if listener is None or listener.family != socket.AF_INET6:
         return actions.TellV6Only(None)
     return actions.TellV6Only(not listener.dual_stack)
+
+
+def _set_limit(call: calls.SetLimit, observed: Observed, view: View) -> actions.Action:
+    """On the captured socket, never by the program's own call: its fd may be another's by then."""
+    record = view.limited(observed.facts.cookie) if observed.facts.is_tcp else None
+    shaping = record.shaping if record is not None else None
+    option = (call.level, call.option)
+    fixed = None if shaping is None else shaping.dscp
+    if call.level == socket.SOL_SOCKET and len(call.value) < 4:
+        return actions.Return(errno.EINVAL)
+    if option == (socket.SOL_SOCKET, SO_MAX_PACING_RATE):
+        fixed = None
+    elif option == (socket.SOL_SOCKET, socket.SO_PRIORITY):
+        number = int.from_bytes(call.value[:4], sys.byteorder, signed=True)
+        if not 0 <= number <= MAX_PRIORITY:
+            # It takes CAP_NET_ADMIN over the socket's namespace, which a program may have over
+            # its own only.
+            is_own = record is None and not observed.is_ours
+            return actions.Proceed() if is_own else actions.Return(errno.EPERM)
+        fixed = None if shaping is None else shaping.priority
+    if fixed is not None:
+        return actions.Return(0)
+    return actions.SetWithinLimits(call.level, call.option, call.value, record)
 
 
 def _listen(call: calls.Listen, observed: Observed, view: View) -> actions.Action:

@@ -140,8 +140,8 @@ class Plugins:
             return verdict
         return replace(verdict, shaping=strictest((verdict.shaping, limits)))
 
-    def may_shape(self, workload: Identity) -> bool:
-        """Whether a verdict could limit a connection of the workload.
+    def may_shape(self, workload: Identity | None) -> bool:
+        """Whether a verdict could limit a connection of the workload; None: of any workload.
 
         Of plugins that are not our own nobody knows.
         """

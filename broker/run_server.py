@@ -13,12 +13,14 @@ import os
 import pwd
 import secrets
 import time
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
 from slim.broker.claims import check_claim, workload_cookie
 from slim.broker.conversations import Conversations, until_readable
+from slim.broker.decisions import Identity
 from slim.broker.errors import ControlError, SlimError
 from slim.broker.local import messages, seqpacket, states
 
@@ -47,6 +49,10 @@ class Containers(Protocol):
         """It was prepared and never used."""
         ...
 
+    def may_limit(self, workload: Identity | None) -> bool:
+        """Whether policy could limit a connection of that workload; None: of any."""
+        ...
+
     async def register(
         self, claim: messages.Register, container: states.ContainerState, fds: list[int]
     ) -> None:
@@ -55,18 +61,26 @@ class Containers(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class Programs:
+    """The filters, as seccomp_filter.build_filter gives them."""
+
+    free: bytes
+    limited: bytes
+
+
 class RunServer:
     """Owns the conversations on run.sock."""
 
     def __init__(
         self,
         path: str,
-        program: bytes,
+        programs: Programs,
         host_netns: int,
         config: SlimRunConfig,
         containers: Containers,
     ) -> None:
-        self._program = program
+        self._programs = programs
         self._host_netns = host_netns
         self._config = config
         self._containers = containers
@@ -89,7 +103,7 @@ class RunServer:
         conversation = Conversation(sock, self._containers, self._host_netns, self._config)
         try:
             async with asyncio.timeout(CONVERSATION_LIMIT_S):
-                await conversation.run(self._program)
+                await conversation.run(self._programs)
         except SlimError as error:
             conversation.answer(messages.Refuse(error.message[:1000], error.hint[:1000]))
         except (OSError, EOFError, TimeoutError) as error:
@@ -116,7 +130,16 @@ class Conversation:
         self._prepared: str | None = None
         self.pid, self._uid, self._gid = seqpacket.peer_credentials(sock)
 
-    async def run(self, program: bytes) -> None:
+    async def run(self, programs: Programs) -> None:
+        if self._containers.may_limit(None):
+            self.answer(messages.Offer(messages.PROTOCOL, b""))
+            described = await self._receive()
+            if not isinstance(described, messages.Describe):
+                raise seqpacket.ProtocolViolation(f"{type(described).__name__}, not Describe")
+            limited = self._may_be_limited(described)
+            program = programs.limited if limited else programs.free
+        else:
+            program = programs.free
         self.answer(messages.Offer(messages.PROTOCOL, program))
         request = await self._receive()
         if isinstance(request, messages.PrepareNamespace):
@@ -134,6 +157,17 @@ class Conversation:
         if not isinstance(request, messages.Register):
             raise seqpacket.ProtocolViolation(f"{type(request).__name__} instead of Register")
         await self._register(request)
+
+    def _may_be_limited(self, described: messages.Describe) -> bool:
+        """False only of a workload that is fully named, and that no limit is for.
+
+        The claim comes later: who describes another workload than it then claims gets away with
+        nothing but the later moment at which what it undid is put back (enforcing.py).
+        """
+        if self._uid != 0 or not described.workload or not described.labels:
+            return True
+        identity = Identity(described.workload, described.namespace, described.labels)
+        return self._containers.may_limit(identity)
 
     async def _register(self, claim: messages.Register) -> None:
         if len(self._fds) != 3:

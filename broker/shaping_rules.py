@@ -84,9 +84,9 @@ class ShapingRules:
             return None
         return strictest(rule.shaping for rule in self.rules if rule.matches(request))
 
-    def may_shape(self, workload: Identity) -> bool:
-        """Whether any connection of the workload could be limited."""
-        return any(rule.selector.selects(workload) for rule in self.rules)
+    def may_shape(self, workload: Identity | None) -> bool:
+        """Whether any connection of the workload could be limited; None: of any workload."""
+        return any(workload is None or rule.selector.selects(workload) for rule in self.rules)
 
     def container_rate(self, workload: Identity) -> int | None:
         """What the whole workload may send, in bytes per second; None: without limit."""

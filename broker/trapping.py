@@ -19,7 +19,7 @@ from slim.broker.connecting import Connector
 from slim.broker.errors import TargetGone
 from slim.broker.kernel import epoll
 from slim.broker.kernel.socket_options import is_inet, read_cookie
-from slim.broker.limiting import limit
+from slim.broker.limiting import limit, set_within
 from slim.broker.listening import Listening
 from slim.broker.perform import capture, observe, observe_listener, write_int, write_name
 from slim.broker.pipeline import Observed, decide
@@ -51,6 +51,9 @@ class ContainerView:
 
     def connection(self, cookie: int) -> ConnectionRecord | None:
         return self._context.connections.get(cookie)
+
+    def limited(self, cookie: int) -> ConnectionRecord | None:
+        return self._context.connections.limited(cookie)
 
     def listener(self, cookie: int) -> ListenerRecord | None:
         return self._context.listeners.get(cookie)
@@ -162,6 +165,9 @@ class Trapping:
                 self._tell_name(call, asked, observed, action)
             case actions.TellV6Only(), calls.GetV6Only():
                 self._tell_v6only(call, asked, sock, action)
+            case actions.SetWithinLimits(), _:
+                set_within(sock, action)
+                call.fail(0)
             case actions.TakeConnection(), calls.Accept():
                 self.acceptor.accept(
                     call, asked, action.listener, sock, nonblocking=observed.facts.nonblocking

@@ -10,6 +10,17 @@ import struct
 
 from slim.broker.kernel.socket_options import SO_MAX_PACING_RATE
 
+LIMIT_OPTIONS = (
+    (socket.SOL_SOCKET, SO_MAX_PACING_RATE),
+    (socket.SOL_SOCKET, socket.SO_PRIORITY),
+    (socket.IPPROTO_IP, socket.IP_TOS),
+    (socket.IPPROTO_IPV6, socket.IPV6_TCLASS),
+)
+"""(level, option) of setsockopt calls that could undo a limit.
+
+TCP_CONGESTION is not among them: no congestion control goes beyond SO_MAX_PACING_RATE.
+"""
+
 UNPACED = (1 << 64) - 1
 """As the kernel reads out a socket without a rate: ~0UL."""
 _ULONG = struct.Struct("=Q")

@@ -19,6 +19,7 @@ import os
 from typing import TYPE_CHECKING, Any, Literal
 
 from slim.broker.errors import KernelFeatureMissing
+from slim.broker.kernel.pacing import LIMIT_OPTIONS
 from slim.broker.kernel.trapped_calls import (
     MSG_FASTOPEN,
     REFUSED,
@@ -35,8 +36,10 @@ _ALL_BITS = 0xFFFFFFFF
 _HIGHEST_PRIORITY = 255
 
 
-def build_filter(guard: Literal["portable"]) -> bytes:
+def build_filter(guard: Literal["portable"], *, limited: bool = False) -> bytes:
     """The filter for a guard, as an array of `struct sock_filter` in this machine's byte order.
+
+    That of a `limited` workload traps the options too by which a program could undo its limits.
 
     Raises KernelFeatureMissing when libseccomp is absent, or too old to know notifications.
     The kernel guard, which leaves accept and getsockname alone, is not in this version.
@@ -45,7 +48,8 @@ def build_filter(guard: Literal["portable"]) -> bytes:
         raise ValueError(f"no filter is known for the guard {guard!r}")
     seccomp = _load_libseccomp()
     try:
-        program = _native_rules(seccomp)
+        options = TRAPPED_OPTIONS + LIMIT_OPTIONS if limited else TRAPPED_OPTIONS
+        program = _native_rules(seccomp, options)
         compat = _COMPAT.get(seccomp.system_arch())
         if compat is not None:
             # libseccomp keeps one list of rules for all architectures of a filter; different
@@ -59,7 +63,7 @@ def build_filter(guard: Literal["portable"]) -> bytes:
         ) from error
 
 
-def _native_rules(seccomp: ModuleType) -> Any:
+def _native_rules(seccomp: ModuleType, options: tuple[tuple[int, int], ...]) -> Any:
     program = seccomp.SyscallFilter(seccomp.ALLOW)
     program.set_attr(seccomp.Attr.ACT_BADARCH, seccomp.ERRNO(errno.ENOSYS))
     for name in TRAPPED:
@@ -68,7 +72,7 @@ def _native_rules(seccomp: ModuleType) -> Any:
         program.add_rule(
             seccomp.NOTIFY, name, _masked(seccomp, argument, MSG_FASTOPEN, MSG_FASTOPEN)
         )
-    for level, option in TRAPPED_OPTIONS:
+    for level, option in options:
         program.add_rule(
             seccomp.NOTIFY,
             "setsockopt",

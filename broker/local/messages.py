@@ -1,6 +1,7 @@
 """Messages between the processes of one host; one message is one SEQPACKET datagram.
 
-    slim-run <-> control   run.sock      Offer, PrepareNamespace/Namespace, Register, Ack, Refuse
+    slim-run <-> control   run.sock      Offer, Describe, PrepareNamespace/Namespace, Register, Ack,
+                                         Refuse
     control  <-> keeper    keeper.sock   Store, Drop, Fetch/Held/HeldEnd, StartTraps, StopTraps,
                                          Release
     traps    <-> keeper    keeper.sock   Store, Drop, Fetch
@@ -34,10 +35,21 @@ class Message(msgspec.Struct, frozen=True, tag=True, array_like=True):
 
 
 class Offer(Message, frozen=True):
-    """Control's greeting: the seccomp filter to install, as an array of `struct sock_filter`."""
+    """Control's greeting: the seccomp filter to install, as an array of `struct sock_filter`.
+
+    Without a filter: which one depends on who asks, who says so by Describe and gets another Offer.
+    """
 
     protocol: int
     filter: bytes
+
+
+class Describe(Message, frozen=True):
+    """What Register will claim; decides nothing but the filter."""
+
+    workload: str | None
+    namespace: str
+    labels: dict[str, str]
 
 
 class PrepareNamespace(Message, frozen=True):
@@ -359,7 +371,7 @@ class OpeningKey(Message, frozen=True):
 
 KeeperRequest: TypeAlias = Store | Drop | Fetch | StartTraps | StopTraps | Release
 KeeperAnswer: TypeAlias = Held | HeldEnd | Done
-RunRequest: TypeAlias = PrepareNamespace | Register
+RunRequest: TypeAlias = Describe | PrepareNamespace | Register
 RunAnswer: TypeAlias = Offer | Namespace | Ack | Refuse
 ToTraps: TypeAlias = (
     Settings

@@ -77,6 +77,7 @@ def _find_slimd(options: Options) -> Session | None:
 def _place_under_slim(session: Session, options: Options) -> None:
     """Enter the namespace and put this process under a filter that slimd supervises."""
     try:
+        session.describe(options)
         prepared = None
         if options.overlay is not None and options.netns is None:
             prepared, namespace = session.prepare_namespace(options.overlay, options.ip)

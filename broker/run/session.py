@@ -1,6 +1,6 @@
 """slim-run's end of run.sock; the counterpart is control's, the messages are local.messages.
 
-    <- Offer   [-> PrepareNamespace   <- Namespace]   -> Register   <- Ack
+    <- Offer  [-> Describe  <- Offer]  [-> PrepareNamespace  <- Namespace]  -> Register  <- Ack
 
 OSError means that there is no slimd to talk to (any more); ControlError that it refused. After
 the filter is installed nothing here may issue a trapped call: no socket is made or named.
@@ -34,7 +34,7 @@ class Session:
     """One connection to slimd that has greeted us; owns its socket. Close it: see `close`."""
 
     program: bytes
-    """The filter to install, as an array of struct sock_filter."""
+    """The filter to install, as an array of struct sock_filter; empty: `describe` first."""
 
     def __init__(self, path: str) -> None:
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
@@ -67,6 +67,12 @@ class Session:
         which waits for ever when nobody holds the listener but we.
         """
         self._sock.close()
+
+    def describe(self, options: Options) -> None:
+        """Say what will be claimed, where the filter depends on it."""
+        if not self.program:
+            self._send(wire.encode("Describe", options.workload, options.namespace, options.labels))
+            self.program = self._receive_offer()
 
     def prepare_namespace(self, overlay: str, address: str | None) -> tuple[str, int]:
         """Have slimd make a network namespace: its name, and its fd, which the caller owns."""

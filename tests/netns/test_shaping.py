@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.needs_root, pytest.mark.needs_netns]
 
-PORT, PLAIN_PORT, RECEIVE_PORT = 8000, 8001, 8002
+PORT, PLAIN_PORT, RECEIVE_PORT, OVERLAY_PORT = 8000, 8001, 8002, 8003
 UNPACED = (1 << 64) - 1
 NEAR = f"""
 [[shaping.rule]]
@@ -30,6 +30,12 @@ name = "towards-me"
 labels = {{app = "client"}}
 ports = ["{RECEIVE_PORT}"]
 receive = "8mbit"
+
+[[shaping.rule]]
+name = "over-the-overlay"
+labels = {{app = "client"}}
+ports = ["{OVERLAY_PORT}"]
+send = "8mbit"
 """
 FAR = f"""
 [[shaping.rule]]
@@ -97,6 +103,47 @@ def test_no_more_gets_through_than_the_limit(
     sinks[PORT].result()
     sent = ask(talking, "send 1.5")
     assert 0 < sent["bytes"] <= 500_000 * sent["seconds"] * 1.3 + 65_536
+    talking.stop()
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_a_program_cannot_undo_its_limits(
+    client: Workload, server: Workload, sinks: dict[int, Any], version: int
+) -> None:
+    talking = talk(client, server, version, PORT)
+    before = ask(talking, "options")
+    after = ask(talking, "undo")
+    assert after["errors"] == {}
+    assert after["options"] == {**before, "congestion": "reno"}
+    sinks[PORT].result()
+    # Another congestion control keeps to the rate, too.
+    sent = ask(talking, "send 1")
+    assert 0 < sent["bytes"] <= 500_000 * sent["seconds"] * 1.3 + 65_536
+    talking.stop()
+
+
+def test_a_limit_holds_on_the_overlay(client: Workload, server: Workload) -> None:
+    """Nobody brokers the listener: the connection falls back, with its limits."""
+    plain = server.plain()
+    sink = plain.probe(limited.sink, "0.0.0.0", OVERLAY_PORT)
+    assert sink.result() == "listening"
+    talking = talk(client, server, 4, OVERLAY_PORT)
+    assert ask(talking, "options")["rate"] == 1_000_000
+    assert ask(talking, "undo")["options"]["rate"] == 1_000_000
+    talking.stop()
+
+
+def test_what_is_not_limited_is_set_as_asked(
+    client: Workload, server: Workload, sinks: dict[int, Any]
+) -> None:
+    """In a workload whose filter traps these options."""
+    talking = talk(client, server, 6, PLAIN_PORT)
+    after = ask(talking, "undo")
+    assert after["errors"] == {}
+    wanted = {"rate": UNPACED, "priority": 5, "tos": 0x10, "tclass": 0x10, "congestion": "reno"}
+    # IP_TOS has the kernel choose a priority (ip(7)).
+    assert {**after["options"], "priority": 5} == wanted
+    sinks[PLAIN_PORT].result()
     talking.stop()
 
 

@@ -84,6 +84,16 @@ def test_a_change_at_the_receiver_reaches_the_sender(hosts: TwoHosts, talking: A
     eventually(lambda: ask(talking, "options")["rate"] == UNPACED, "the sender does not pace")
 
 
+def test_what_an_older_filter_lets_a_program_undo_is_put_back(
+    hosts: TwoHosts, talking: Any
+) -> None:
+    """The workload started when nothing was limited: its setsockopt is not trapped."""
+    put_in_force(hosts, "a", rule("client", 'send = "8mbit"'))
+    assert ask(talking, "undo")["options"]["rate"] >= 1 << 32
+    eventually(lambda: ask(talking, "options")["rate"] == 1_000_000, "the limit is put back")
+    assert hosts.status("a").counters["limits_restored"] >= 1
+
+
 def test_a_connection_ends_when_its_quota_is_spent(
     hosts: TwoHosts, client: Workload, server: Workload, sink: Any
 ) -> None:

@@ -16,6 +16,7 @@ from slim.broker.local import seqpacket
 from slim.broker.local.messages import (
     PROTOCOL,
     Ack,
+    Describe,
     Namespace,
     Offer,
     PrepareNamespace,
@@ -108,6 +109,9 @@ class FakeSlimd:
             message, fds = channel.receive()
         except (EOFError, ConnectionResetError):
             self._forget(channel)
+            return
+        if isinstance(message, Describe):
+            channel.send(Offer(self._protocol, self._program))
             return
         if isinstance(message, PrepareNamespace):
             self._prepare(channel, message)

@@ -34,6 +34,7 @@ class FakeView:
     flows: dict[FlowKey, Flow] = field(default_factory=dict)
     connections: dict[int, ConnectionRecord] = field(default_factory=dict)
     listeners: dict[int, ListenerRecord] = field(default_factory=dict)
+    limits: dict[int, ConnectionRecord] = field(default_factory=dict)
     errno_of_policy: int = 13
     isolated: bool = False
     workload_cookie: int = WORKLOAD
@@ -47,6 +48,9 @@ class FakeView:
 
     def listener(self, cookie: int) -> ListenerRecord | None:
         return self.listeners.get(cookie)
+
+    def limited(self, cookie: int) -> ConnectionRecord | None:
+        return self.limits.get(cookie)
 
     def flow(self, key: FlowKey) -> Flow | None:
         self.asked.append(key)

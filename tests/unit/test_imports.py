@@ -23,6 +23,7 @@ PURE_MAY = {
     "kernel.sockaddr",
     # calls.decode is the one reader of target memory.
     "kernel.process_memory",
+    "kernel.pacing",
     "kernel.seccomp_notify",
     "kernel.trapped_calls",
     "kernel.socket_options",

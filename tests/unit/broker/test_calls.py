@@ -136,6 +136,18 @@ def test_options_that_only_a_profile_traps_are_not_decoded(memory: Memory) -> No
     assert memory.reads == []
 
 
+@pytest.mark.parametrize(
+    ("passed", "read"),
+    [(8, 8), (4, 4), (3, 3), (0, 0), (9, 4), (1 << 20, 4), (0xFFFFFFFF, 0), (WIDE | 4, 4)],
+)
+def test_the_value_of_a_limit_is_read_as_far_as_the_kernel_would(
+    memory: Memory, passed: int, read: int
+) -> None:
+    memory.at[POINTER] = bytes(range(8))
+    asked = decode("setsockopt", 7, WIDE | socket.SOL_SOCKET, 47, POINTER, passed)
+    assert asked == calls.SetLimit(7, socket.SOL_SOCKET, 47, bytes(range(8))[:read])
+
+
 def test_epoll_create1_passes_its_flags_on() -> None:
     assert decode("epoll_create1", os.O_CLOEXEC) == calls.CreateEpoll(os.O_CLOEXEC)
 

@@ -6,6 +6,7 @@ import errno
 import ipaddress
 import os
 import socket
+import sys
 
 import msgspec
 import pytest
@@ -16,6 +17,7 @@ from slim.broker.endpoints import Endpoint, packed16, parse_address
 from slim.broker.flows import DeniedFlow, FastFlow, FlowKey, OverlayFlow
 from slim.broker.kernel.socket_options import TCP_CLOSE, TCP_ESTABLISHED, TCP_LISTEN
 from slim.broker.listeners import ListenerRecord
+from slim.broker.shaping import Shaping
 from support.playbook import COOKIE, WORKLOAD, FakeView, Playbook, observed
 
 HOST_NETNS = 1
@@ -90,6 +92,7 @@ def listener(address: str = "10.1.0.1", family: int = socket.AF_INET) -> Listene
         calls.GetName(3, 0, 0, peer=False),
         calls.FastOpenSend(3),
         calls.SetOption(3),
+        calls.SetLimit(3, socket.SOL_SOCKET, socket.SO_PRIORITY, bytes(4)),
         calls.GetV6Only(3, 0, 0),
     ],
     ids=lambda asked: type(asked).__name__,
@@ -439,6 +442,58 @@ def test_ways_out_are_closed_on_our_sockets_only(
 ) -> None:
     ours(play).call(asked) >> actions.Return(refused)
     play.call(asked) >> actions.Proceed()
+
+
+RATE = (socket.SOL_SOCKET, 47)
+PRIORITY = (socket.SOL_SOCKET, socket.SO_PRIORITY)
+TOS = (socket.IPPROTO_IP, socket.IP_TOS)
+TCLASS = (socket.IPPROTO_IPV6, socket.IPV6_TCLASS)
+FIVE = (5).to_bytes(4, sys.byteorder)
+
+
+@pytest.mark.parametrize("option", [RATE, PRIORITY, TOS, TCLASS])
+def test_an_option_is_set_for_the_program_where_policy_has_no_word(
+    play: Playbook, option: tuple[int, int]
+) -> None:
+    """Never by the program's own call: the fd could be exchanged for a limited one meanwhile."""
+    asked = calls.SetLimit(3, *option, FIVE)
+    play.call(asked) >> actions.SetWithinLimits(*option, FIVE, None)
+    ours(play).call(asked) >> actions.SetWithinLimits(*option, FIVE, None)
+
+
+@pytest.mark.parametrize(
+    ("option", "shaping", "is_fixed"),
+    [
+        (RATE, Shaping(send=1_000), False),
+        (PRIORITY, Shaping(priority=2), True),
+        (PRIORITY, Shaping(dscp=2), False),
+        (TOS, Shaping(dscp=2), True),
+        (TCLASS, Shaping(dscp=0), True),
+        (TOS, Shaping(priority=2), False),
+    ],
+)
+def test_what_policy_fixes_a_program_sets_without_effect(
+    play: Playbook, view: FakeView, option: tuple[int, int], shaping: Shaping, is_fixed: bool
+) -> None:
+    record = view.limits[COOKIE] = connection().limited_by(shaping, None)
+    expected: actions.Action = actions.SetWithinLimits(*option, FIVE, record)
+    ours(play).call(calls.SetLimit(3, *option, FIVE)) >> (
+        actions.Return(0) if is_fixed else expected
+    )
+
+
+@pytest.mark.parametrize("number", [-1, 7])
+def test_priorities_that_take_a_capability_are_the_kernels_to_judge(
+    play: Playbook, number: int
+) -> None:
+    asked = calls.SetLimit(3, *PRIORITY, number.to_bytes(4, sys.byteorder, signed=True))
+    play.call(asked) >> actions.Proceed()
+    ours(play).call(asked) >> actions.Return(errno.EPERM)
+
+
+def test_values_that_are_too_short_are_einval(play: Playbook) -> None:
+    ours(play).call(calls.SetLimit(3, *RATE, b"xyz")) >> actions.Return(errno.EINVAL)
+    ours(play).call(calls.SetLimit(3, *TOS, b"x")) >> actions.SetWithinLimits(*TOS, b"x", None)
 
 
 def test_epoll_create_is_answered_with_a_set(play: Playbook) -> None:

@@ -16,15 +16,18 @@ from slim.broker import claims, conversations, run_server
 from slim.broker.config import NamespaceConfig, SlimRunConfig
 from slim.broker.errors import ControlError
 from slim.broker.local import messages, seqpacket, states
-from slim.broker.run_server import RunServer
+from slim.broker.run_server import Programs, RunServer
 
 if TYPE_CHECKING:
     import socket
     from collections.abc import Callable, Coroutine
     from pathlib import Path
 
+    from slim.broker.decisions import Identity
+
 HOST, CONTAINER = 1, 77
-PROGRAM = b"a filter"
+PROGRAM, LIMITED_PROGRAM = b"a filter", b"another"
+PROGRAMS = Programs(PROGRAM, LIMITED_PROGRAM)
 MEMBER, STRANGER, GROUP = 1000, 1001, "slim-test"
 decoder: msgspec.msgpack.Decoder[messages.RunAnswer] = msgspec.msgpack.Decoder(messages.RunAnswer)
 
@@ -36,12 +39,17 @@ class FakeContainers:
     registered: list[tuple[messages.Register, states.ContainerState]] = field(default_factory=list)
     discarded: list[str] = field(default_factory=list)
     refuses: str = ""
+    limited: frozenset[str] = frozenset()
+    """Names of workloads that a limit is for."""
 
     async def prepare_namespace(self, overlay: str, address: str | None) -> tuple[str, int]:
         return "prepared-1", os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
 
     async def discard_namespace(self, name: str) -> None:
         self.discarded.append(name)
+
+    def may_limit(self, workload: Identity | None) -> bool:
+        return bool(self.limited) and (workload is None or workload.workload in self.limited)
 
     async def register(
         self, claim: messages.Register, container: states.ContainerState, fds: list[int]
@@ -132,11 +140,12 @@ class Stage:
         """One conversation after its Offer; then everything must be closed."""
 
         async def main() -> Any:
-            server = RunServer(str(self.path), PROGRAM, HOST, self.config, self.containers)
+            server = RunServer(str(self.path), PROGRAMS, HOST, self.config, self.containers)
             caller = Caller(self.path)
             try:
                 async with asyncio.timeout(10):
-                    assert await caller.receive() == messages.Offer(messages.PROTOCOL, PROGRAM)
+                    program = b"" if self.containers.limited else PROGRAM
+                    assert await caller.receive() == messages.Offer(messages.PROTOCOL, program)
                     return await test(caller)
             finally:
                 caller.channel.close()
@@ -393,6 +402,41 @@ def test_anybody_may_connect(stage: Stage) -> None:
     assert stage.run(converse) == 0o666
 
 
+@pytest.mark.parametrize(
+    ("uid", "workload", "labels", "program"),
+    [
+        (0, "web", {"app": "web"}, LIMITED_PROGRAM),
+        (0, "db", {"app": "db"}, PROGRAM),
+        # What is not said may be what the workload has already.
+        (0, None, {"app": "db"}, LIMITED_PROGRAM),
+        (0, "db", {}, LIMITED_PROGRAM),
+        (MEMBER, "db", {"app": "db"}, LIMITED_PROGRAM),
+    ],
+)
+def test_a_workload_that_may_be_limited_gets_the_filter_that_traps_more(
+    stage: Stage, uid: int, workload: str | None, labels: dict[str, str], program: bytes
+) -> None:
+    stage.containers.limited = frozenset({"web"})
+    stage.uid = uid
+
+    async def describe(caller: Caller) -> None:
+        caller.channel.send(messages.Describe(workload, "default", labels))
+        assert await caller.receive() == messages.Offer(messages.PROTOCOL, program)
+        answer = await caller.register(stage.container, workload="web", namespace="shop")
+        assert isinstance(answer, messages.Ack)
+
+    stage.run(describe)
+
+
+def test_who_does_not_describe_itself_where_that_matters_is_hung_up_on(stage: Stage) -> None:
+    stage.containers.limited = frozenset({"web"})
+
+    async def register(caller: Caller) -> None:
+        assert await caller.register(stage.container) is None
+
+    stage.run(register)
+
+
 def test_a_caller_that_comes_when_no_fd_is_left_is_heard_later(
     stage: Stage, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -400,7 +444,7 @@ def test_a_caller_that_comes_when_no_fd_is_left_is_heard_later(
     monkeypatch.setattr(conversations, "ACCEPT_PAUSE_S", 0.05)
 
     async def main() -> None:
-        server = RunServer(str(stage.path), PROGRAM, HOST, stage.config, stage.containers)
+        server = RunServer(str(stage.path), PROGRAMS, HOST, stage.config, stage.containers)
         caller = Caller(stage.path)
         before = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (3, before[1]))

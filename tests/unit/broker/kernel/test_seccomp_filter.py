@@ -10,7 +10,7 @@ import pyseccomp
 import pytest
 
 from slim.broker import calls
-from slim.broker.kernel import trapped_calls
+from slim.broker.kernel import pacing, trapped_calls
 from slim.broker.kernel.seccomp_filter import build_filter
 from slim.broker.kernel.trapped_calls import MSG_FASTOPEN
 from support.bpf import verdict
@@ -54,6 +54,18 @@ def test_what_is_trapped_is_what_traps_can_decode(program: bytes) -> None:
             for args in (flags, bind_to_device, v6only)
         }
         assert NOTIFY in said
+
+
+@pytest.mark.parametrize(("level", "option"), pacing.LIMIT_OPTIONS)
+def test_options_that_undo_limits_are_trapped_in_limited_workloads_only(
+    program: bytes, level: int, option: int
+) -> None:
+    limited = build_filter("portable", limited=True)
+    assert native(program, "setsockopt", 3, level, option) == ALLOW
+    assert native(limited, "setsockopt", 3, level, option) == NOTIFY
+    assert native(limited, "setsockopt", 3, level | BIT_32, option | BIT_32) == NOTIFY
+    assert native(limited, "setsockopt", 3, socket.IPPROTO_TCP, socket.TCP_NODELAY) == ALLOW
+    assert native(limited, "setsockopt", 3, socket.IPPROTO_TCP, socket.TCP_CONGESTION) == ALLOW
 
 
 @pytest.mark.parametrize(("name", "argument"), trapped_calls.TRAPPED_WITH_FASTOPEN.items())

@@ -15,6 +15,7 @@ from slim.broker.local import seqpacket
 from slim.broker.local.messages import (
     PROTOCOL,
     Ack,
+    Describe,
     Namespace,
     Offer,
     PrepareNamespace,
@@ -97,6 +98,26 @@ def open_fds() -> set[str]:
 def test_the_greeting_gives_the_filter(slimd: Callable[..., Scripted]) -> None:
     with Session(slimd(GREETING).path) as session:
         assert session.program == b"filter"
+
+
+def test_who_is_asked_describes_itself_and_gets_the_filter(
+    slimd: Callable[..., Scripted],
+) -> None:
+    scripted = slimd(Offer(PROTOCOL, b""), GREETING)
+    options = parse(["--workload=web", "--label=app=web", "--namespace=shop", "--", "true"])
+    with Session(scripted.path) as session:
+        session.describe(options)
+        assert session.program == b"filter"
+    scripted.close()
+    assert scripted.requests == [(Describe("web", "shop", {"app": "web"}), 0)]
+
+
+def test_who_is_not_asked_says_nothing(slimd: Callable[..., Scripted]) -> None:
+    scripted = slimd(GREETING)
+    with Session(scripted.path) as session:
+        session.describe(parse(["--", "true"]))
+    scripted.close()
+    assert scripted.requests == []
 
 
 def test_another_version_of_the_protocol_is_refused(slimd: Callable[..., Scripted]) -> None:
