@@ -31,7 +31,7 @@ from slim.broker.kernel.socket_options import (
     tcp_state,
     timeout_s,
 )
-from slim.broker.limiting import limit
+from slim.broker.limiting import limit, mark
 from slim.broker.parking import Parking
 from slim.broker.perform import capture, write_name
 from slim.broker.wakes import Wakes
@@ -283,6 +283,7 @@ class Acceptor:
         )
         limit(ready.sock, ready.shaping, ready.peer_rate)
         if ready.path == "fast":
+            mark(ready.sock, call.workload.state.mark)
             os.fchown(ready.sock.fileno(), call.workload.uid, -1)
 
     # --- plain peers --------------------------------------------------------------------------

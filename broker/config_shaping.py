@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from slim.broker.config_file import ConfigFile, Place
     from slim.broker.config_shaping_tables import ShapingContainerTable, ShapingRuleTable
 
+MAX_CONTAINER_RATE = 0xFFFF_FFFF
+"""Bytes per second: the kernel's number has 32 bits (struct tc_ratespec, linux/pkt_sched.h)."""
 Value = TypeVar("Value")
 
 
@@ -91,6 +93,8 @@ def _read_container(file: ConfigFile, index: int) -> ContainerLimit:
     selector = _read_selector(table, at)
     send = _parse(at("send"), table.send, parse_rate)
     assert send is not None
+    if send > MAX_CONTAINER_RATE:
+        raise at("send").mistake(f"{quoted(table.send)} is more than 34gbit, the most HTB takes")
     return ContainerLimit(table.name, selector, send)
 
 

@@ -30,7 +30,7 @@ from slim.broker.kernel.socket_options import (
     reset,
     tcp_state,
 )
-from slim.broker.limiting import limit
+from slim.broker.limiting import limit, mark
 from slim.broker.opening import send_syn
 from slim.broker.perform import OtherCopyAlive, capture, make_alike, swap
 from slim.broker.rejoining import Rejoiner
@@ -111,6 +111,7 @@ class Connector:
         try:
             new.setsockopt(socket.IPPROTO_TCP, TCP_FASTOPEN_NO_COOKIE, 1)
             limit(new, flow.shaping, flow.peer_rate)
+            mark(new, call.workload.state.mark)
             sealed = sealer.seal(record, flow.host)
             unsent = send_syn(new, sealed, sockaddr.for_python(flow.host, domain), nonblocking)
             local_port = action.bound_port or new.getsockname()[1]

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from slim.broker.discovery import DiscoveryBackend
     from slim.broker.endpoints import Address
     from slim.broker.inbound import Inbound
+    from slim.broker.queues import Queues
     from slim.broker.registry import Membership, Registry, Workload
 
 log = logging.getLogger(__name__)
@@ -47,12 +48,14 @@ class Containers:
         keeper: KeeperClient,
         traps: TrapsServer,
         inbound: Inbound,
+        queues: Queues,
         on_invalid: Callable[[dict[str, set[Address]], int], None],
     ) -> None:
         self._registry = registry
         self._keeper = keeper
         self._traps = traps
         self._inbound = inbound
+        self._queues = queues
         self._on_invalid = on_invalid
         self._backends: list[DiscoveryBackend] = []
         self._attaching: set[str] = set()
@@ -147,6 +150,8 @@ class Containers:
         name = f"container/{container.container}"
         try:
             if is_new:
+                # The class before the first packet that belongs into it.
+                await self._queues.apply(self._registry.container_rates())
                 await self._keeper.store(
                     f"workload/{cookie}", _encode(workload.state), (workload.netns_fd,)
                 )

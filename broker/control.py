@@ -39,6 +39,7 @@ from slim.broker.paths import HostPaths
 from slim.broker.peering import Peering
 from slim.broker.peers import messages as peer_messages
 from slim.broker.peers.channel import PeerLinks
+from slim.broker.queues import Queues
 from slim.broker.registry import Registry
 from slim.broker.reload import (
     ENCRYPTION,
@@ -203,6 +204,8 @@ class Control:
             host=self._host,
             deny_errno=config.policy.errno,
         )
+        queues = Queues(config.host.addresses, self._keeper)
+        queues.take_over(held)
         self._survey = Survey(self._registry, self._keeper, self._traps)
         undo.callback(self._survey.close)
         self._revocation = Revocation(
@@ -213,12 +216,13 @@ class Control:
             self._traps,
             self._resolver,
             NoNews() if self._links is None else self._peering,
+            queues,
         )
         self._inbound.on_identity_changed = self._revocation.judge_again
         if self._links is not None:
             self._peering.use(self._links, self._resolver, self._revocation)
         self._containers = Containers(
-            self._registry, self._keeper, self._traps, self._inbound, self._invalidate
+            self._registry, self._keeper, self._traps, self._inbound, queues, self._invalidate
         )
         self._news = TrapsNews(
             registry=self._registry,

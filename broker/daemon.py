@@ -19,7 +19,7 @@ from slim.broker.errors import SlimError
 from slim.broker.guard.cleanup import clean_up
 from slim.broker.guard.places import instance_of
 from slim.broker.kernel import features
-from slim.broker.reload import make_plugins
+from slim.broker.reload import check_container_limits, make_plugins
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -62,6 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             return
         check_host_addresses(config)
         check_host_ports(config)
+        check_container_limits(config)
         features.require()
         if options.check:
             make_plugins(config)

@@ -14,6 +14,7 @@ import time
 from collections import Counter, defaultdict
 from typing import TYPE_CHECKING, Protocol
 
+from slim.broker.admission.keyring import boottime
 from slim.broker.cutting import Victim
 from slim.broker.endpoints import contains_any, from_packed16
 from slim.broker.errors import ControlError
@@ -27,11 +28,13 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Awaitable, Callable, Iterable
 
+    from slim.broker.admission.keyring import InboundFlow
     from slim.broker.connections import ConnectionRecord, PackedEndpoint
     from slim.broker.control_links import TrapsServer
     from slim.broker.endpoints import Address, Network
     from slim.broker.kernel.sock_diag import TcpSocket
     from slim.broker.registry import Registry
+    from slim.broker.shaping import Shaping
     from slim.broker.survey import Survey
 
 log = logging.getLogger(__name__)
@@ -124,6 +127,27 @@ class Enforcing:
         self.counters["limits_changed"] += await self._put(changed, sockets)
         self._tell_peers(changed)
 
+    async def change_flow(self, flow: InboundFlow, shaping: Shaping | None) -> None:
+        """Whom it admits from now on gets these limits."""
+        left_ms = int((flow.expires - boottime()) * 1000)
+        if left_ms > 0:
+            await self._traps.request(
+                lambda token: messages.AddInboundFlow(
+                    token=token,
+                    flow=flow.flow,
+                    peer=flow.peer,
+                    workload=flow.workload,
+                    destination=flow.destination,
+                    port=flow.port,
+                    source=flow.source,
+                    source_workload=flow.source_workload,
+                    rule=flow.rule,
+                    lifetime_ms=left_ms,
+                    shaping=shaping,
+                    peer_rate=flow.peer_rate,
+                )
+            )
+
     async def _put(
         self,
         changed: list[tuple[ConnectionRecord, ConnectionRecord]],
@@ -140,6 +164,29 @@ class Enforcing:
             return _relimit(sock, *by_inode[inode])
 
         return len(await asyncio.to_thread(visit_sockets, by_inode, visit))
+
+    async def mark(self, workloads: set[int]) -> None:
+        """Give the live host sockets of these workloads the marks that new ones get."""
+        if not workloads:
+            return
+        records = [
+            record
+            for record in await self._survey.records()
+            if record.path == "fast" and record.workload in workloads
+        ]
+        sockets = await self._survey.sockets(records)
+        marks = {}
+        for record in records:
+            workload = self._registry.workloads.get(record.workload)
+            sock = sockets.get(record.cookie)
+            if workload is not None and sock is not None and sock.inode:
+                marks[sock.inode] = workload.state.mark
+
+        def visit(inode: int, sock: socket.socket) -> bool:
+            pacing.set_mark(sock, marks[inode])
+            return True
+
+        await asyncio.to_thread(visit_sockets, marks, visit)
 
     def _tell_peers(self, changed: list[tuple[ConnectionRecord, ConnectionRecord]]) -> None:
         wanted: dict[int | None, list[tuple[Address, bytes]]] = defaultdict(list)

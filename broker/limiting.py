@@ -32,6 +32,12 @@ def limit(sock: socket.socket, shaping: Shaping | None, peer_rate: int | None) -
         pacing.set_priority(sock, shaping.priority)
 
 
+def mark(sock: socket.socket, number: int) -> None:
+    """Have a host socket counted to its workload's limit (queues.py), if it has one; borrows."""
+    if number:
+        pacing.set_mark(sock, number)
+
+
 def set_within(sock: socket.socket, asked: SetWithinLimits) -> None:
     """setsockopt(2) as the program asked, then the limits again; OSError as the kernel says."""
     sock.setsockopt(asked.level, asked.option, asked.value)

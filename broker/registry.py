@@ -26,6 +26,7 @@ from slim.broker.endpoints import (
 from slim.broker.errors import ControlError
 from slim.broker.kernel.addresses import pick_source, read_addresses
 from slim.broker.local.states import ContainerState, WorkloadState
+from slim.broker.queues import mark_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -148,6 +149,7 @@ class Registry:
             return self._describe_bystander(cookie, identity)
         chosen = self._choose_overlay(addresses, overlay)
         own = [address for address in addresses if contains_any(chosen.networks, address)]
+        index = self._free_index()
         return WorkloadState(
             cookie=cookie,
             name=identity.workload,
@@ -156,11 +158,12 @@ class Registry:
             overlay=chosen.name,
             networks=[_pack_network(network) for network in chosen.networks],
             addresses=[packed16(address) for address in own],
-            index=self._free_index(),
+            index=index,
             isolated_ingress=self.plugins.isolates(identity, Direction.INGRESS),
             isolated_egress=self._isolates_egress(identity, chosen),
             fail_mode="closed" if fail_mode == "closed" else "open",
             prepared=prepared,
+            mark=self._mark(identity, index),
         )
 
     def _describe_bystander(self, cookie: int, identity: Identity) -> WorkloadState:
@@ -191,6 +194,18 @@ class Registry:
             or self.plugins.isolates(identity, Direction.EGRESS)
         )
 
+    def container_rates(self) -> dict[int, int]:
+        """What workloads may send in all, in bytes per second, by the mark of their sockets."""
+        rates = {}
+        for workload in self.workloads.values():
+            rate = self.plugins.shaping.container_rate(workload.identity)
+            if rate is not None and workload.state.mark:
+                rates[workload.state.mark] = rate
+        return rates
+
+    def _mark(self, identity: Identity, index: int) -> int:
+        return mark_of(index) if self.plugins.shaping.container_rate(identity) is not None else 0
+
     def use_policy(self, plugins: Plugins) -> None:
         """These plugins decide from now on."""
         self.plugins = plugins
@@ -218,6 +233,7 @@ class Registry:
             networks=[_pack_network(network) for network in overlay.networks],
             isolated_ingress=self.plugins.isolates(workload.identity, Direction.INGRESS),
             isolated_egress=self._isolates_egress(workload.identity, overlay),
+            mark=self._mark(workload.identity, workload.state.index),
         )
         changed = state != workload.state
         workload.state = state

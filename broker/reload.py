@@ -14,6 +14,7 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from slim.broker import queues
 from slim.broker.config import check_host_addresses, check_host_ports, load_config
 from slim.broker.errors import ConfigError, SlimError
 from slim.broker.peers.pki import load_host_credentials
@@ -85,6 +86,12 @@ def load_credentials(config: BrokerConfig) -> HostCredentials | None:
     return load_host_credentials(peers.certificate, peers.key, peers.authority)
 
 
+def check_container_limits(config: BrokerConfig) -> None:
+    """SlimError when [[shaping.container]] asks for what this host cannot enforce."""
+    if config.shaping.containers:
+        queues.check(config.host.addresses)
+
+
 def prepare(path: Path, running: BrokerConfig, host: str) -> Prepared | list[SlimError]:
     """Read and check everything, or give all mistakes that were found. May take its time."""
     try:
@@ -96,7 +103,7 @@ def prepare(path: Path, running: BrokerConfig, host: str) -> Prepared | list[Sli
     config, needs_restart = _keep_fixed(running, new)
     plugins = None
     credentials, client_tls, server_tls = None, None, None
-    for check in (check_host_addresses, check_host_ports):
+    for check in (check_host_addresses, check_host_ports, check_container_limits):
         try:
             check(new)
         except SlimError as error:

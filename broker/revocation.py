@@ -19,11 +19,11 @@ from typing import TYPE_CHECKING, Protocol
 import msgspec
 
 from slim.broker import cutting
-from slim.broker.admission.keyring import boottime, flow_key, read_flows
+from slim.broker.admission.keyring import flow_key, read_flows
 from slim.broker.cutting import Victim, local_end
 from slim.broker.endpoints import contains_any, from_packed16
 from slim.broker.enforcing import Enforcing
-from slim.broker.errors import ControlError
+from slim.broker.errors import ControlError, SlimError
 from slim.broker.judging import Ingress, Judge
 from slim.broker.local import messages
 from slim.broker.peers import messages as peer_messages
@@ -35,9 +35,9 @@ if TYPE_CHECKING:
     from slim.broker.admission.keyring import InboundFlow
     from slim.broker.control_links import KeeperClient, TrapsServer
     from slim.broker.endpoints import Address, Network
+    from slim.broker.queues import Queues
     from slim.broker.registry import Registry, Workload
     from slim.broker.resolver import Resolver
-    from slim.broker.shaping import Shaping
     from slim.broker.sources import Sources
     from slim.broker.survey import Survey
 
@@ -90,6 +90,7 @@ class Revocation:
         traps: TrapsServer,
         resolver: Resolver,
         news: News,
+        queues: Queues,
     ) -> None:
         self._registry = registry
         self._sources = sources
@@ -97,6 +98,7 @@ class Revocation:
         self._keeper = keeper
         self._traps = traps
         self._news = news
+        self._queues = queues
         self._wanted = 0
         self._done = 0
         self._work = asyncio.Event()
@@ -108,6 +110,8 @@ class Revocation:
         self._unseen = False
         self._unpublished: set[int] = set()
         """Workloads of which keeper or traps may know what was."""
+        self._unmarked: set[int] = set()
+        """Workloads whose live sockets may have another mark than new ones get."""
         self.counters: Counter[str] = Counter()
 
     # --- what may be asked --------------------------------------------------------------------
@@ -194,7 +198,7 @@ class Revocation:
                 elif looks_again:
                     await self._cut_forbidden(Judge(self._registry, self._sources))
                 await self._cut_ended()
-            except (ControlError, OSError) as error:
+            except (SlimError, OSError) as error:
                 # Keeper or traps are away, or no fd or memory is left for a look.
                 log.warning("policy is not in force everywhere yet: %s", error)
                 await asyncio.sleep(RETRY_S)
@@ -224,6 +228,8 @@ class Revocation:
         judge = Judge(self._registry, self._sources)
         await self._judge_inbound(judge)
         ended = await self._cut_forbidden(judge)
+        await self.enforcing.mark(self._unmarked)
+        self._unmarked.clear()
         self._rechecking.ask_isolated()
         self._plan_looks(started)
         if ended:
@@ -237,8 +243,12 @@ class Revocation:
     async def _describe_workloads(self) -> None:
         """Isolation follows policy: traps refuses plain peers, and the overlay, by it."""
         for workload in self._registry:
+            before = workload.state.mark
             if self._registry.describe_again(workload):
                 self._unpublished.add(workload.state.cookie)
+            if workload.state.mark != before:
+                self._unmarked.add(workload.state.cookie)
+        await self._queues.apply(self._registry.container_rates())
         for cookie in [*self._unpublished]:
             known = self._registry.workloads.get(cookie)
             if known is not None:
@@ -268,34 +278,13 @@ class Revocation:
             if not verdict.allow:
                 forbidden.append(flow.flow)
             elif verdict.shaping != flow.shaping:
-                await self._relimit_inbound(flow, verdict.shaping)
+                await self.enforcing.change_flow(flow, verdict.shaping)
         for start in range(0, len(forbidden), FLOWS_PER_MESSAGE):
             part = forbidden[start : start + FLOWS_PER_MESSAGE]
             await self._traps.request(
                 lambda token, part=part: messages.DropInbound(token, part)  # type: ignore[misc]
             )
         self.counters["inbound_flows_dropped"] += len(forbidden)
-
-    async def _relimit_inbound(self, flow: InboundFlow, shaping: Shaping | None) -> None:
-        """Whom it admits from now on gets these limits."""
-        left_ms = int((flow.expires - boottime()) * 1000)
-        if left_ms > 0:
-            await self._traps.request(
-                lambda token: messages.AddInboundFlow(
-                    token=token,
-                    flow=flow.flow,
-                    peer=flow.peer,
-                    workload=flow.workload,
-                    destination=flow.destination,
-                    port=flow.port,
-                    source=flow.source,
-                    source_workload=flow.source_workload,
-                    rule=flow.rule,
-                    lifetime_ms=left_ms,
-                    shaping=shaping,
-                    peer_rate=flow.peer_rate,
-                )
-            )
 
     # --- connections --------------------------------------------------------------------------
 

@@ -62,6 +62,11 @@ def set_priority(sock: socket.socket, priority: int) -> None:
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_PRIORITY, priority)
 
 
+def set_mark(sock: socket.socket, mark: int) -> None:
+    """SO_MARK of socket(7), Linux 2.6.25; needs CAP_NET_ADMIN."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, mark)
+
+
 def _is_mapped(sock: socket.socket) -> bool:
     try:
         return str(sock.getpeername()[0]).startswith("::ffff:")

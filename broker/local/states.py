@@ -45,6 +45,8 @@ class WorkloadState(msgspec.Struct, frozen=True, array_like=True):
     isolated_egress: bool
     fail_mode: FailMode
     prepared: str | None
+    mark: int = 0
+    """SO_MARK of its host sockets, by which the kernel limits them together; 0: no limit."""
 
 
 class ContainerState(msgspec.Struct, frozen=True, array_like=True):

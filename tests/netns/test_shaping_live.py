@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import subprocess
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from lab.places import enter_network
 
-from support.policies import put_in_force
+from support.policies import put_in_force, reload, write_rules
 from support.polling import eventually
 from support.probes import limited
 
@@ -130,6 +132,49 @@ def test_a_connection_ends_when_its_time_is_over(
     )
     sink.result()
     talking.stop()
+
+
+def container_limit(rate: str) -> str:
+    return f'[[shaping.container]]\nname = "c"\nlabels = {{app = "client"}}\nsend = "{rate}"\n'
+
+
+def test_all_connections_of_a_workload_share_its_limit(
+    hosts: TwoHosts, client: Workload, server: Workload, sink: Any, talking: Any
+) -> None:
+    """One that was there before, and one that came after; a neighbour's is not held up."""
+    put_in_force(hosts, "a", container_limit("16mbit"))
+    both = [talking, client.probe(limited.talk, server.address4, PORT)]
+    assert both[1].result() == "connected"
+    neighbour = hosts.workload("a", "neighbour", app="neighbour")
+    other = neighbour.probe(limited.talk, server.address4, PORT)
+    assert other.result() == "connected"
+    for each in [*both, other]:
+        each.tell("send 2")
+    sent = [each.result() for each in both]
+    took = max(each["seconds"] for each in sent)
+    # A burst of 128 KiB, and what acknowledgements were on their way.
+    assert 0 < sum(each["bytes"] for each in sent) <= 2_000_000 * took * 1.2 + 262_144
+    assert other.result()["bytes"] > 2_000_000 * took * 2
+    put_in_force(hosts, "a", "")
+    both[1].tell("send 1")
+    assert both[1].result()["bytes"] > 4_000_000
+    for each in (both[1], other):
+        each.stop()
+        sink.result()
+
+
+def test_a_queueing_discipline_of_the_administrators_is_not_replaced(hosts: TwoHosts) -> None:
+    netns = hosts.host("a").netns
+    command = [*enter_network(netns), "tc", "qdisc"]
+    tbf = ["tbf", "rate", "10gbit", "burst", "1mb", "latency", "50ms"]
+    subprocess.run([*command, "add", "dev", "lo", "root", "handle", "7:", *tbf], check=True)
+    try:
+        write_rules(hosts, "a", container_limit("16mbit"))
+        (mistake,) = reload(hosts, "a").mistakes
+        assert "lo, which is tbf" in mistake.message
+        assert "tc qdisc del dev lo root" in mistake.hint
+    finally:
+        subprocess.run([*command, "del", "dev", "lo", "root"], check=True)
 
 
 def test_a_connection_that_is_used_is_not_idle(

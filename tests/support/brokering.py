@@ -12,6 +12,7 @@ from slim.broker.endpoints import Endpoint, packed16, parse_address
 from slim.broker.errors import ControlError
 from slim.broker.local import messages, states
 from slim.broker.registry import Registry, Workload
+from slim.broker.shaping_rules import ShapingRules
 from slim.broker.slots import SlotStore
 from slim.broker.sources import SLOT_BYTES, Sources
 
@@ -29,6 +30,7 @@ class FakePlugins:
     policy: Callable[[FlowRequest], Verdict] = lambda _: DEFAULT_VERDICT
     isolated: set[Direction] = field(default_factory=set)
     asked: list[FlowRequest] = field(default_factory=list)
+    shaping: ShapingRules = field(default_factory=ShapingRules)
 
     def decide(self, request: FlowRequest) -> Verdict:
         self.asked.append(request)

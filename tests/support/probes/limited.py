@@ -6,6 +6,7 @@ import contextlib
 import socket
 import struct
 import sys
+import threading
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -56,7 +57,7 @@ def undo(sock: socket.socket) -> dict[str, Any]:
 
 
 def sink(address: str, port: int) -> None:
-    """Accept one connection after the other, report its options, read it to its end.
+    """Accept connections, report the options of each, read it to its end.
 
     The first line from the client is answered by as many bytes as it says, sent back.
     """
@@ -64,13 +65,17 @@ def sink(address: str, port: int) -> None:
     report("listening")
     while True:
         sock, _ = listener.accept()
-        with sock, contextlib.suppress(OSError):
-            report(options_of(sock))
-            wanted = int(sock.makefile("rb").readline() or 0)
-            while wanted > 0:
-                wanted -= sock.send(CHUNK[:wanted])
-            while sock.recv(1 << 20):
-                pass
+        report(options_of(sock))
+        threading.Thread(target=_swallow, args=(sock,), daemon=True).start()
+
+
+def _swallow(sock: socket.socket) -> None:
+    with sock, contextlib.suppress(OSError):
+        wanted = int(sock.makefile("rb").readline() or 0)
+        while wanted > 0:
+            wanted -= sock.send(CHUNK[:wanted])
+        while sock.recv(1 << 20):
+            pass
 
 
 def talk(address: str, port: int) -> None:
