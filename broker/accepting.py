@@ -263,8 +263,7 @@ class Acceptor:
         self._wakes.settle(state)
 
     def _record(self, call: PendingCall, cookie: int, ready: Ready) -> None:
-        flow = self._context.keyring.flow(ready.flow)
-        if flow is not None:
+        if flow := self._context.keyring.flow(ready.flow):
             # Policy may have changed while the connection waited.
             ready.shaping, ready.peer_rate = flow.shaping, flow.peer_rate
         self._context.record(

@@ -54,6 +54,8 @@ class FlowRequest:
 
 MAX_RULE = 80
 AUDIT_PREFIX = "would deny: "
+_NOT_ENCRYPTED = "; nothing encrypts the traffic"
+_RULE_ROOM = MAX_RULE - len(_NOT_ENCRYPTED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +104,22 @@ def combine(verdicts: Iterable[Verdict], default: Verdict = DEFAULT_VERDICT) -> 
         encrypt=any(verdict.encrypt for verdict in verdicts),
         provisional=any(verdict.provisional for verdict in verdicts),
     )
+
+
+def conclude(verdict: Verdict, limits: Shaping | None) -> Verdict:
+    """The combined verdict of all plugins, with the limits of the configuration added.
+
+    A demand for encryption is a deny: what backends encrypt in this version is the admission
+    record, not what follows it. Every verdict, of a new flow or of a live connection, comes
+    through here, so that what must be encrypted is never sent in the clear.
+    """
+    if not verdict.allow:
+        return verdict
+    if verdict.encrypt:
+        return Verdict(allow=False, rule=verdict.rule[:_RULE_ROOM] + _NOT_ENCRYPTED)
+    if limits is None:
+        return verdict
+    return replace(verdict, shaping=strictest((verdict.shaping, limits)))
 
 
 def is_audited(text: str) -> bool:

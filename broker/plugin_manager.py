@@ -13,16 +13,16 @@ import importlib.metadata
 import logging
 import os
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import pluggy
 
 from slim.broker import hookspecs
-from slim.broker.decisions import MAX_RULE, Verdict, combine
+from slim.broker.decisions import MAX_RULE, Verdict, combine, conclude
 from slim.broker.encryption import KEY_BYTES, NONCE_BYTES, TAG_BYTES, EncryptionBackend
 from slim.broker.errors import ConfigError, PluginError, SlimError
-from slim.broker.shaping import find_mistake, strictest
+from slim.broker.shaping import find_mistake
 from slim.broker.shaping_rules import ShapingRules
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ class Plugins:
         self.errors: Counter[str] = Counter()
         """Exceptions that plugins raised, by plugin."""
         named = environ.get(BLOCK_VARIABLE, "").split(",")
-        self._shaping = shaping or ShapingRules()
+        self.shaping = shaping or ShapingRules()
         self._blocked = {*block, *filter(None, map(str.strip, named))}
         skipped = {
             *self._load_modules(BUILTIN_PLUGINS, own=True),
@@ -127,32 +127,16 @@ class Plugins:
                 case _:
                     rule = f"{name}: slim_decide returned {type(result).__name__}"
                     verdicts.append(Verdict(False, rule[:MAX_RULE]))
-        verdict = combine(verdicts)
-        if not verdict.allow:
-            return verdict
-        if verdict.encrypt:
-            # What backends encrypt today is the admission record, not what follows it. Refused
-            # here, for new and for live connections, nothing ever goes in the clear.
-            rule = f"{verdict.rule[:48]}; nothing encrypts the traffic"
-            return Verdict(False, rule[:MAX_RULE])
-        limits = self._shaping.shape(request)
-        if limits is None:
-            return verdict
-        return replace(verdict, shaping=strictest((verdict.shaping, limits)))
+        return conclude(combine(verdicts), self.shaping.shape(request))
 
     def may_shape(self, workload: Identity | None) -> bool:
         """Whether a verdict could limit a connection of the workload; None: of any workload.
 
         Of plugins that are not our own nobody knows.
         """
-        return self._shaping.may_shape(workload) or any(
+        return self.shaping.may_shape(workload) or any(
             name not in _OWN_NAMES for name, _ in self._callers["slim_decide"]
         )
-
-    @property
-    def shaping(self) -> ShapingRules:
-        """The configuration's own limits."""
-        return self._shaping
 
     def isolates(self, workload: Identity, direction: Direction) -> bool:
         """slim_isolates; a plugin that fails isolates."""

@@ -1,7 +1,6 @@
 """Messages between the processes of one host; one message is one SEQPACKET datagram.
 
-    slim-run <-> control   run.sock      Offer, Describe, PrepareNamespace/Namespace, Register, Ack,
-                                         Refuse
+    slim-run <-> control   run.sock      Offer, Describe, PrepareNamespace/Namespace, Register/Ack
     control  <-> keeper    keeper.sock   Store, Drop, Fetch/Held/HeldEnd, StartTraps, StopTraps,
                                          Release
     traps    <-> keeper    keeper.sock   Store, Drop, Fetch
@@ -36,9 +35,7 @@ class Message(msgspec.Struct, frozen=True, tag=True, array_like=True):
 
 class Offer(Message, frozen=True):
     """Control's greeting: the seccomp filter to install, as an array of `struct sock_filter`.
-
-    Without a filter: which one depends on who asks, who says so by Describe and gets another Offer.
-    """
+    Without one: it depends on who asks, who says so by Describe and gets another Offer."""
 
     protocol: int
     filter: bytes
