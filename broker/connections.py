@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 import msgspec
 
 from slim.broker.endpoints import Endpoint, from_packed16, packed16
-from slim.broker.shaping import Shaping, smaller
+from slim.broker.shaping import Shaping, format_rate, smaller
 from slim.broker.slots import SlotStore, key_of
 
 if TYPE_CHECKING:
@@ -60,6 +60,13 @@ class ConnectionRecord(msgspec.Struct, frozen=True, array_like=True):
         return msgspec.structs.replace(
             self, shaping=shaping, peer_rate=peer_rate, is_limited=is_limited
         )
+
+    def describe_limits(self) -> str:
+        """For people: "send 200mbit, quota 5GiB, peer receives 8mbit"; empty without any."""
+        texts = [self.shaping.describe()] if self.shaping is not None else []
+        if self.peer_rate is not None:
+            texts.append(f"peer receives {format_rate(self.peer_rate)}")
+        return ", ".join(texts)
 
     @property
     def rate(self) -> int | None:

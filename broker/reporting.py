@@ -159,6 +159,7 @@ def _connection(
         state=sock.state_name if sock is not None else "",
         age_s=max(0.0, now - record.created),
         cookie=record.cookie,
+        limits=record.describe_limits(),
     )
 
 

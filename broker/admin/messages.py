@@ -160,6 +160,8 @@ class Connection(msgspec.Struct, frozen=True):
     """TCP state in lower case, as ss(8) prints it"""
     age_s: float
     cookie: int
+    limits: str = ""
+    """what is limited, in the units of the configuration; empty: nothing"""
 
 
 class Connections(AdminMessage, frozen=True):

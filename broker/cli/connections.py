@@ -47,6 +47,7 @@ COLUMNS: list[Column[messages.Connection]] = [
     Column("HOST PEER", _host_end, from_width=110),
     Column("PATH", _path),
     Column("VERDICT", _verdict, from_width=100),
+    Column("LIMITS", lambda row: row.limits or "-", from_width=160),
     Column("STATE", lambda row: row.state or "-", from_width=40),
     Column("AGE", lambda row: age(row.age_s), from_width=60, right=True),
 ]

@@ -212,6 +212,23 @@ def check_local_ports() -> Check:
     )
 
 
+def check_pacing() -> Check:
+    """What [shaping] has to enforce the rate of a connection."""
+    there = features.can_pace()
+    found = "SO_MAX_PACING_RATE; TCP paces by itself, without fq" if there else "no"
+    return _check("connection rates", there, found, "Slim needs Linux 5.14 or newer")
+
+
+def check_queues() -> Check:
+    """What [[shaping.container]] has, tried in a namespace of its own."""
+    from slim.broker import queues
+
+    missing = queues.probe()
+    if missing is not None:
+        return Check("workload rates", "warn", *missing)
+    return Check("workload rates", "ok", "HTB classes, chosen by SO_MARK with cls_bpf")
+
+
 CHECKS: tuple[Callable[[], Check], ...] = (
     check_memory,
     check_pidfd,
@@ -224,6 +241,8 @@ CHECKS: tuple[Callable[[], Check], ...] = (
     check_clock,
     check_fast_open,
     check_files,
+    check_pacing,
+    check_queues,
 )
 
 
@@ -238,6 +257,13 @@ def check_config(config: BrokerConfig) -> list[Check]:
             check(config)
         except SlimError as error:
             found.append(Check(name, "fail", error.message, error.hint))
+    if config.shaping.containers:
+        from slim.broker import queues
+
+        try:
+            queues.check(config.host.addresses)
+        except SlimError as error:
+            found.append(Check("[[shaping.container]]", "fail", error.message, error.hint))
     if config.peers is not None:
         found.append(check_certificate(config.host.name, config.peers))
     if not any(check.outcome == "fail" for check in found):

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from slim.broker.errors import KernelFeatureMissing, SyscallError, TargetGone
-from slim.broker.kernel import seccomp_notify
+from slim.broker.kernel import pacing, seccomp_notify
 from slim.broker.kernel.libc import NR_seccomp, libc
 from slim.broker.kernel.namespaces import SO_NETNS_COOKIE
 from slim.broker.kernel.pidfd import pidfd_getfd, pidfd_open
@@ -123,6 +123,17 @@ def _knows_addfd(listener: int) -> bool:
     except SyscallError:
         return False
     return False
+
+
+def can_pace() -> bool:
+    """SO_MAX_PACING_RATE of 64 bits, Linux 4.20: set on a TCP socket and read again."""
+    rate = 1 << 33
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as sock:
+        try:
+            pacing.set_rate(sock, rate)
+            return pacing.read_rate(sock) == rate
+        except OSError:
+            return False
 
 
 def can_read_memory() -> bool:

@@ -94,6 +94,7 @@ CLI_MAY = {
     "errors",
     "endpoints",
     "guard.requirements",
+    "queues",
     "kernel",
     "oci.install",
     "oci.profile",

@@ -143,6 +143,12 @@ def test_limits_do_not_bring_back_a_connection_that_is_over(store: SlotStore) ->
     assert table.limited(1) is None
 
 
+def test_limits_are_described() -> None:
+    assert record(1).describe_limits() == ""
+    limited = record(1).limited_by(Shaping(send=25_000_000, idle_s=600), 1_000_000)
+    assert limited.describe_limits() == "send 200mbit, idle 10m, peer receives 8mbit"
+
+
 def test_the_lower_rate_of_both_ends_holds() -> None:
     both = record(1).limited_by(Shaping(send=5_000), 4_000)
     assert both.rate == 4_000

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 from click.testing import CliRunner
 
+from slim.broker import queues
 from slim.broker.admin import messages
 from slim.broker.cli import doctor
 from slim.broker.cli.main import slimctl as group
@@ -126,6 +127,8 @@ def test_what_slim_cannot_do_without_fails_the_command(
         ("read_clock", Clock(0, features.STA_UNSYNC), doctor.check_clock, "warn"),
         ("effective_capabilities", frozenset({"CAP_CHOWN"}), doctor.check_capabilities, "fail"),
         ("cgroup2_mount", None, doctor.check_cgroup, "ok"),
+        ("can_pace", True, doctor.check_pacing, "ok"),
+        ("can_pace", False, doctor.check_pacing, "fail"),
     ],
 )
 @pytest.mark.usefixtures("good_host")
@@ -204,6 +207,18 @@ def test_a_host_that_gives_no_listener_is_told_why(monkeypatch: pytest.MonkeyPat
     (check,) = doctor.check_listener()
     assert (check.outcome, check.found) == ("fail", "seccomp: EBUSY")
     assert "slim-run" in check.remedy
+
+
+@pytest.mark.parametrize(
+    ("missing", "outcome"), [(None, "ok"), (("no HTB", "it takes CONFIG_NET_SCH_HTB"), "warn")]
+)
+def test_what_limits_workloads_is_tried(
+    monkeypatch: pytest.MonkeyPatch, missing: tuple[str, str] | None, outcome: str
+) -> None:
+    monkeypatch.setattr(queues, "probe", lambda: missing)
+    check = doctor.check_queues()
+    assert check.outcome == outcome
+    assert (check.found, check.remedy) == (missing or (check.found, ""))
 
 
 def test_a_process_that_does_not_run_is_a_warning(tmp_path: Path) -> None:

@@ -87,6 +87,7 @@ def test_a_connection_in_full(run_dir: Path) -> None:
         "HOST PEER": "192.0.2.2:20001",
         "PATH": "fast",
         "VERDICT": "allow rules:web",
+        "LIMITS": "-",
         "STATE": "established",
         "AGE": "5s",
     }
@@ -233,6 +234,15 @@ def test_an_address_is_whole_on_one_line_even_where_a_row_takes_two(
     lines = on_terminal(run_dir, "connections", columns=columns)
     for part in (LOCAL6, PEER6, "fallback (no-key)"):
         assert any(part in line for line in lines)
+
+
+def test_limits_are_shown_where_there_is_room(run_dir: Path, provider: FakeProvider) -> None:
+    limits = "send 200mbit, quota 5GiB"
+    provider.connection_rows = [connection(limits=limits)]
+    assert limits in "\n".join(show(run_dir, "connections", "-o", "wide"))
+    assert limits not in "\n".join(on_terminal(run_dir, "connections", columns=120))
+    (row,) = json.loads("\n".join(show(run_dir, "connections", "--json")))["connections"]
+    assert row["limits"] == limits
 
 
 def test_a_wide_terminal_shows_all_columns(run_dir: Path) -> None:
