@@ -1,9 +1,9 @@
 """Keeps the limits of connections that live: quotas and times, and rates that changed.
 
 Counterpart: limiting.py, which put them on the socket when it was made. Looks at the kernel's own
-counters (sock_diag), four times a second while any connection is limited; reaches a socket
-through a duplicate of its program's fd. Everything is repeatable: what a look misses, the next
-one does.
+counters (sock_diag), four times a second while a rule or a plugin may limit anything; reaches a
+socket through a duplicate of its program's fd. Everything is repeatable: what a look misses, the
+next one does.
 """
 
 from __future__ import annotations
@@ -82,7 +82,8 @@ class Enforcing:
             started = time.monotonic()
             try:
                 await self._grant_wishes()
-                await self._look()
+                if self._registry.plugins.may_shape(None):
+                    await self._look()
             except (ControlError, OSError) as error:
                 log.warning("limits of connections are not looked after: %s", error)
             pause = min(MAX_PAUSE_S, max(LOOK_EVERY_S, SPARE * (time.monotonic() - started)))
