@@ -36,11 +36,13 @@ def as_it_was(hosts: TwoHosts) -> Iterator[None]:
         put_in_force(hosts, host, "")
 
 
-@pytest.fixture(scope="module")
-def sink(server: Workload) -> Any:
+@pytest.fixture
+def sink(server: Workload) -> Iterator[Any]:
+    """Anew for each test: no probe runs for longer than a minute."""
     running = server.probe(limited.sink, "::", PORT)
     assert running.result() == "listening"
-    return running
+    yield running
+    running.stop()
 
 
 @pytest.fixture

@@ -42,11 +42,13 @@ def talking(client: Workload, server: Workload, sink: Any) -> Iterator[Any]:
     running.stop()
 
 
-@pytest.fixture(scope="module")
-def sink(server: Workload) -> Any:
+@pytest.fixture
+def sink(server: Workload) -> Iterator[Any]:
+    """Anew for each test: no probe runs for longer than a minute."""
     running = server.probe(limited.sink, "::", PORT)
     assert running.result() == "listening"
-    return running
+    yield running
+    running.stop()
 
 
 @pytest.fixture(autouse=True)
