@@ -278,6 +278,7 @@ class Control:
                 control=self,
                 host=self._host,
                 registry=self._registry,
+                resolver=self._resolver,
                 survey=self._survey,
                 revocation=self._revocation,
                 keeper=self._keeper,

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from slim.broker import reporting
 from slim.broker.admin import messages as admin
+from slim.broker.explaining import Explaining
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from slim.broker.paths import HostPaths
     from slim.broker.peers.channel import PeerLinks
     from slim.broker.registry import Registry
+    from slim.broker.resolver import Resolver
     from slim.broker.revocation import Revocation
     from slim.broker.survey import Survey
 
@@ -41,6 +43,7 @@ class ControlAdmin:
     control: Steering
     host: str
     registry: Registry
+    resolver: Resolver
     survey: Survey
     revocation: Revocation
     keeper: KeeperClient
@@ -112,6 +115,9 @@ class ControlAdmin:
 
     async def cut(self, cookies: list[int]) -> admin.CutDone:
         return admin.CutDone(sorted(await self.revocation.cut_chosen(frozenset(cookies))))
+
+    async def explain(self, asked: admin.Explain) -> admin.Explanation:
+        return await Explaining(self.registry, self.resolver, self.host).explain(asked)
 
     def stop_from_admin(self, release: bool) -> admin.Stopping:
         self.control.stop(release=release)

@@ -111,7 +111,7 @@ class Resolver:
         if source is None or packed16(source) not in workload.state.addresses:
             # No route, or an address the kernel will refuse: its errno is the right one.
             return messages.FlowOverlay(asked.token, "no-source", UNKNOWN_LIFETIME_MS, "")
-        verdict = self._registry.plugins.decide(self._egress(workload, source, destination))
+        verdict = self._registry.plugins.decide(self.egress_request(workload, source, destination))
         if not verdict.allow:
             return self._denied(asked.token, verdict.rule)
         question = Question(asked.token, workload, source, destination, verdict)
@@ -128,7 +128,8 @@ class Resolver:
         for key in [key for key in self._located if key[1] == address]:
             del self._located[key]
 
-    def _egress(self, workload: Workload, source: Address, to: Endpoint) -> FlowRequest:
+    def egress_request(self, workload: Workload, source: Address, to: Endpoint) -> FlowRequest:
+        """What policy of the source is asked first."""
         local = self._registry.by_address(to.address)
         return FlowRequest(
             direction=Direction.EGRESS,
@@ -145,7 +146,7 @@ class Resolver:
                 self._host, self._resolve_message(question)(question.token)
             )
             return await self._flow(question, self._host, answer)
-        located = await self._locate(question)
+        located = await self.locate(question.workload.state.cookie, question.destination.address)
         if located is None:
             return self._unknown(question, "no-discovery")
         if located.control is None:
@@ -181,15 +182,14 @@ class Resolver:
 
         return make
 
-    async def _locate(self, question: Question) -> Located | None:
+    async def locate(self, workload: int, destination: Address) -> Located | None:
         """Ask the discovery backends; a find is kept for its lifetime."""
-        cookie = question.workload.state.cookie
-        key = (cookie, question.destination.address)
+        key = (workload, destination)
         known = self._located.get(key)
         if known is not None and known[1] > time.monotonic():
             return known[0]
         for backend in self.backends:
-            located = await backend.locate(cookie, question.destination.address)
+            located = await backend.locate(workload, destination)
             if located is not None:
                 if len(self._located) >= MAX_LOCATED:
                     self._located.clear()
@@ -236,7 +236,7 @@ class Resolver:
         address = question.destination.address
         if self._inbound.sources.remember(peer, packed16(address), identity):
             self._inbound.on_identity_changed()
-        egress = self._egress(question.workload, question.source, question.destination)
+        egress = self.egress_request(question.workload, question.source, question.destination)
         return self._registry.plugins.decide(replace(egress, destination=identity))
 
     def _note_audit(self, question: Question, verdict: Verdict) -> None:
@@ -279,7 +279,7 @@ class Resolver:
         """Nobody brokers the address: policy is asked again, now that this is known."""
         verdict = self._registry.plugins.decide(
             replace(
-                self._egress(question.workload, question.source, question.destination),
+                self.egress_request(question.workload, question.source, question.destination),
                 destination=PLAIN_PEER,
             )
         )

@@ -55,6 +55,33 @@ class Cut(AdminMessage, frozen=True):
     protocol: int = PROTOCOL
 
 
+class Explain(AdminMessage, frozen=True):
+    """What would become of a connection of a workload of this host?"""
+
+    source: str
+    """Name, namespace/name or overlay address."""
+    destination: str
+    port: int
+    protocol: int = PROTOCOL
+
+
+class ExplainStep(msgspec.Struct, frozen=True):
+    host: str
+    """which slimd says so"""
+    what: str
+    """source, egress or destination"""
+    outcome: str
+
+
+class Explanation(AdminMessage, frozen=True):
+    steps: list[ExplainStep]
+    path: str
+    """fast, fallback or denied, as in Connection"""
+    reason: str
+    rule: str
+    """of the policy that decided, at whichever end"""
+
+
 class Failure(AdminMessage, frozen=True):
     message: str
     hint: str = ""
@@ -179,8 +206,16 @@ class Plugins(AdminMessage, frozen=True):
 
 
 AdminRequest: TypeAlias = (
-    GetStatus | GetContainers | GetConnections | GetPlugins | Reload | Cut | Stop
+    GetStatus | GetContainers | GetConnections | GetPlugins | Reload | Cut | Explain | Stop
 )
 AdminAnswer: TypeAlias = (
-    Status | Containers | Connections | Plugins | Reloaded | CutDone | Stopping | Failure
+    Status
+    | Containers
+    | Connections
+    | Plugins
+    | Reloaded
+    | CutDone
+    | Explanation
+    | Stopping
+    | Failure
 )

@@ -44,6 +44,7 @@ class AdminProvider(Protocol):
     def plugins(self) -> messages.Plugins: ...
     async def reload(self) -> messages.Reloaded: ...
     async def cut(self, cookies: list[int]) -> messages.CutDone: ...
+    async def explain(self, asked: messages.Explain) -> messages.Explanation: ...
     def stop_from_admin(self, release: bool) -> messages.Stopping: ...
 
 
@@ -120,6 +121,8 @@ class AdminServer:
                     return await self._provider.reload()
                 case messages.Cut():
                     return await self._provider.cut(request.cookies)
+                case messages.Explain():
+                    return await self._provider.explain(request)
                 case messages.Stop():
                     return self._provider.stop_from_admin(request.release)
         except SlimError as error:

@@ -20,10 +20,19 @@ CODE = {word for words in re.findall(r"`([^`]+)`", TEXT) for word in re.findall(
 STRUCTS = (
     messages.Connection,
     messages.Container,
+    messages.ExplainStep,
+    messages.Explanation,
     messages.PeerStatus,
     messages.Plugin,
     messages.ProcessStatus,
     messages.Status,
+)
+ANSWERS = (
+    messages.Status,
+    messages.Containers,
+    messages.Connections,
+    messages.Explanation,
+    messages.Plugins,
 )
 FIELDS = {
     *(field for struct in STRUCTS for field in struct.__struct_fields__),
@@ -62,7 +71,7 @@ def test_every_command_and_its_options_are_documented() -> None:
 
 def test_structs_are_all_of_those_that_answers_hold() -> None:
     names = {struct.__name__ for struct in STRUCTS}
-    for answer in (messages.Status, messages.Containers, messages.Connections, messages.Plugins):
+    for answer in ANSWERS:
         for field in msgspec.structs.fields(answer):
             for held in re.findall(r"messages\.(\w+)", str(field.type)):
                 assert held in names

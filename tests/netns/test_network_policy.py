@@ -5,8 +5,10 @@ A few hundred verdicts in the ordinary run, all cases that are about labels with
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import re
 import subprocess
 from typing import TYPE_CHECKING, Any
 
@@ -169,6 +171,48 @@ def test_a_new_document_cuts_what_it_forbids(hosts: TwoHosts, web: Workload, db:
     enforce(hosts, document("closed", DENY_ALL))
     assert probe.result() in ENDED
     assert "errno" in web.call(peers.try_visit, db.address4, PORT)
+
+
+def explain(hosts: TwoHosts, *words: object) -> tuple[int, list[str], str]:
+    """Exit status of slimctl explain on host a, its lines without the last, and the last."""
+    argv = [str(BIN / "slimctl"), "--run-dir", str(hosts.run_dir("a")), "explain"]
+    done = subprocess.run(
+        [*argv, *map(str, words)], capture_output=True, text=True, check=False, timeout=30
+    )
+    lines = (done.stdout or done.stderr).splitlines()
+    return done.returncode, lines[:-1], lines[-1]
+
+
+def test_explain_says_what_a_program_gets_and_why(
+    hosts: TwoHosts, web: Workload, db: Workload
+) -> None:
+    enforce(hosts, document("closed", DENY_ALL))
+    running = web.probe(revoked.report_ready)
+    assert running.result() == "ready"
+    source, destination = f"a: source:      shop/web at {web.address4} (app=web)", db.address4
+
+    status, steps, end = explain(hosts, "web", destination, PORT)
+    assert (status, steps[0], steps[1]) == (1, source, "a: egress:      allow: default")
+    assert steps[2].startswith(f"a: destination: {destination} is on b, ")
+    assert end == "denied (networkpolicy:shop/closed no ingress rule allows it)"
+    assert web.call(peers.try_visit, destination, PORT) == {"errno": errno.EACCES}
+
+    enforce(hosts, NOTHING)
+    status, _, end = explain(hosts, "shop/web", destination, PORT)
+    assert status == 0
+    at_host = r"brokered, from host to host, to 192\.168\.[\d.]+:\d+ of b \(default\)"
+    assert re.fullmatch(at_host, end)
+    assert explain(hosts, web.address4, destination, PORT + 1)[2] == (
+        "not brokered: over the overlay, no-listener (default)"
+    )
+    stranger = hosts.plain("b")
+    _, steps, end = explain(hosts, "web", stranger.address4, PORT)
+    assert end == "not brokered: over the overlay, not-brokered (default)"
+    assert explain(hosts, "nobody", destination, PORT)[:2] == (
+        5,
+        ["slimctl: no workload of this host is called nobody"],
+    )
+    running.stop()
 
 
 def test_one_bad_file_of_a_hundred_changes_nothing(

@@ -139,6 +139,10 @@ class FakeProvider:
         self.cuts += cookies
         return messages.CutDone([cookie for cookie in cookies if cookie not in self.gone])
 
+    async def explain(self, asked: messages.Explain) -> messages.Explanation:
+        step = messages.ExplainStep("a", "source", asked.source)
+        return messages.Explanation([step], "fast", f"to {asked.destination}", "default")
+
     def stop_from_admin(self, release: bool) -> messages.Stopping:
         self._fail()
         self.stops.append(release)

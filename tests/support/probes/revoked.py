@@ -14,6 +14,12 @@ from support.probes.peers import family_of, greeted, listen
 from support.probes.reporting import report
 
 
+def report_ready() -> None:
+    """Be there, and do nothing, until standard input ends."""
+    report("ready")
+    sys.stdin.read()
+
+
 def wait_for_end(address: str, port: int) -> None:
     """Connect, report the greeting, then how the connection ended, without a byte sent."""
     with socket.create_connection((address, port), timeout=10) as sock:

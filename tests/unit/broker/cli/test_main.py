@@ -23,6 +23,7 @@ COMMANDS = (
     "connections",
     "cut",
     "doctor",
+    "explain",
     "oci",
     "overlay",
     "pki",
