@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import signal
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import pytest
@@ -30,6 +31,7 @@ pytestmark = [
 
 BULK_BYTES = 8 << 20
 NOISE_PACKETS = 50
+CROWD = 24
 _ports = itertools.count(8000)
 
 
@@ -193,3 +195,30 @@ def test_a_container_on_no_overlay_runs_as_without_slim(
     assert not [row for row in hosts.rows("a") if row.overlay_local.endswith(f":{port}")]
     row = next(row for row in containers(hosts) if row.command[0].startswith(bystander.name))
     assert row.addresses == []
+
+
+def open_fds(hosts: TwoHosts) -> dict[str, int]:
+    """How many each process of slimd on host a has."""
+    pids = {role: hosts.pid("a", role) for role in ("control", "traps", "keeper")}
+    return {role: len(os.listdir(f"/proc/{pid}/fd")) for role, pid in pids.items()}
+
+
+def test_many_at_once_are_all_registered_and_leave_nothing_behind(
+    hosts: TwoHosts, runtime: OciRuntime
+) -> None:
+    network = runtime.new_network()
+    # Holds the workload, whose own fds are not what is counted.
+    holder = runtime.start("holder", network)
+    eventually(lambda: of_workload(hosts, holder), "the holder is registered")
+    before = open_fds(hosts)
+    with ThreadPoolExecutor(8) as pool:
+        crowd = [*pool.map(lambda number: runtime.start(f"c{number}", network), range(CROWD))]
+        eventually(
+            lambda: len(of_workload(hosts, holder)) == CROWD + 1, "all of them are registered", 30
+        )
+        names = [row.command[0] for row in of_workload(hosts, holder)]
+        ended = [name for name in names if not name.startswith("holder")]
+        assert len(set(ended)) == len(crowd)
+        [*pool.map(lambda name: runtime.run("delete", "--force", name), ended)]
+    eventually(lambda: len(of_workload(hosts, holder)) == 1, "only the holder is left", 30)
+    eventually(lambda: open_fds(hosts) == before, "no fd is left open")
