@@ -38,6 +38,7 @@ log = logging.getLogger(__name__)
 BUILTIN_PLUGINS = (
     "slim.plugins.policy.rules",
     "slim.plugins.policy.networkpolicy",
+    "slim.plugins.discovery.neighbours",
     "slim.plugins.discovery.static",
     "slim.plugins.discovery.rendezvous",
     "slim.plugins.encryption.aesgcm",

@@ -446,7 +446,8 @@ def test_backends_are_given_by_name_and_called_through(write_plugin: WritePlugin
 
 
 def test_the_built_in_backends_are_there() -> None:
-    assert set(load().discovery_backends(LoopbackContext())) == {"static", "rendezvous"}
+    names = {"neighbours", "static", "rendezvous"}
+    assert set(load().discovery_backends(LoopbackContext())) == names
 
 
 @pytest.mark.parametrize(
