@@ -114,7 +114,7 @@ def _read_metadata(raw: str, words: _Collected, labels: _Collected) -> None:
     source = "listenerMetadata"
     try:
         given = msgspec.json.decode(raw, type=Metadata)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, RecursionError) as error:
         raise ControlError(
             f"{source} of the seccomp profile is not understood: {error}",
             hint="leave it out, or write a JSON object with workload, namespace, labels, overlay "
@@ -134,7 +134,7 @@ def _read_crio_labels(annotations: dict[str, str], labels: _Collected) -> None:
         return
     try:
         given = msgspec.json.decode(raw, type=dict[str, str])
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, RecursionError) as error:
         raise ControlError(f"the annotation {CRIO_LABELS} is not understood: {error}") from None
     for key, value in given.items():
         if not key.startswith(KUBELET_LABELS) and value:

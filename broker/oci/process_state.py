@@ -89,7 +89,7 @@ def parse(raw: bytes, fd_count: int) -> tuple[ContainerProcessState, int]:
     """The message, and which of its fds is the seccomp listener; ControlError if it is none."""
     try:
         sent = msgspec.json.decode(raw, type=ContainerProcessState)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ControlError(
             f"what it sent is no ContainerProcessState: {error}",
             hint="the runtime must implement linux.seccomp.listenerPath of OCI 1.0.3",

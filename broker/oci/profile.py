@@ -66,7 +66,7 @@ def add_slim(raw: bytes, listener_path: str, metadata: str = "") -> bytes:
     try:
         checked = msgspec.json.decode(raw, type=_Profile)
         profile: dict[str, Any] = msgspec.json.decode(raw)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ConfigError(
             f"that is no seccomp profile: {error}",
             hint="give the JSON file that the runtime uses, such as podman's "

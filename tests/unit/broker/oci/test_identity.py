@@ -99,6 +99,7 @@ def test_sources_that_contradict_each_other_are_refused(
     ("metadata", "annotations", "why"),
     [
         ("{", {}, "listenerMetadata .* is not understood"),
+        ('{"labels": ' + "[" * 100_000, {}, "listenerMetadata .* is not understood"),
         ("[]", {}, "listenerMetadata .* is not understood"),
         ('{"label": {}}', {}, "unknown field"),
         ('{"fail_mode": "ajar"}', {}, "not understood"),

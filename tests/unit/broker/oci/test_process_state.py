@@ -103,3 +103,12 @@ def test_everything_else_is_refused(changes: dict[str, Any], fds: int, why: str)
 def test_text_that_is_not_utf8_is_refused() -> None:
     with pytest.raises(ControlError, match="no ContainerProcessState"):
         parse(encode().replace(b"web", b"\xff\xfe\xfd"), 1)
+
+
+def test_nesting_without_end_is_refused() -> None:
+    deep = b'{"x": ' + b"[" * 200_000 + b"]" * 200_000 + b"}"
+    end = ObjectEnd()
+    end.feed(deep)
+    assert end.is_over
+    with pytest.raises(ControlError, match="no ContainerProcessState"):
+        parse(deep, 1)

@@ -194,6 +194,7 @@ def test_what_slim_does_not_know_is_kept() -> None:
         (b"{}", "no seccomp profile"),
         (b'{"defaultAction": 1}', "no seccomp profile"),
         (b'{"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [1]}', "no seccomp profile"),
+        (b"[" * 100_000, "no seccomp profile"),
         (b"\xff", "no seccomp profile"),
         (b" " * (5 << 20), "larger than"),
     ],
