@@ -236,7 +236,7 @@ def _setsockopt(tid: int, args: Args) -> SocketCall | None:
     fd, level, option = _int(args[0]), _int(args[1]), _int(args[2])
     if (level, option) in TRAPPED_OPTIONS:
         return SetOption(fd)
-    if (level, option) not in _LIMITS:
+    if (level, option) not in LIMIT_OPTIONS:
         # An OCI profile cannot tell these by level and option both.
         return None
     length = _int(args[4])
@@ -271,7 +271,5 @@ _BY_NAME: dict[str, Callable[[int, Args], SocketCall | None]] = {
 _MACHINE = platform.machine()
 _ARCH = AUDIT_ARCH.get(_MACHINE, 0)
 _DECODERS = {number: _BY_NAME[name] for name, number in _NUMBERS.get(_MACHINE, {}).items()}
-
-_LIMITS = frozenset(LIMIT_OPTIONS)
 
 ACCEPT_FLAGS = socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC

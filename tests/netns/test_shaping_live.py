@@ -22,11 +22,17 @@ pytestmark = [pytest.mark.needs_root, pytest.mark.needs_netns]
 PORT = 8000
 UNPACED = (1 << 64) - 1
 MIB = 1 << 20
+ENDED = {"ECONNABORTED", "ECONNRESET", "EPIPE"}
+"""EPIPE: the program was told before, by a send that had taken some bytes."""
 
 
 def rule(app: str, *limits: str) -> str:
     lines = "\n".join(limits)
     return f'[[shaping.rule]]\nname = "r"\nlabels = {{app = "{app}"}}\n{lines}\n'
+
+
+def cuts(hosts: TwoHosts, host: str) -> int:
+    return hosts.status(host).counters.get("connections_cut_by_limit", 0)
 
 
 @pytest.fixture(autouse=True)
@@ -105,10 +111,10 @@ def test_a_connection_ends_when_its_quota_is_spent(
     talking = client.probe(limited.talk, server.address4, PORT)
     assert talking.result() == "connected"
     end = ask(talking, "end sending")
-    assert end["end"] in ("ECONNABORTED", "ECONNRESET")
-    # 1 MB is sent per second.
-    assert 4 * MIB <= end["bytes"] < 5 * MIB + 1_000_000
-    assert hosts.status("a").counters["connections_cut_by_limit"] >= 1
+    assert end["end"] in ENDED
+    # 1 MB is sent per second; tests/netns/test_shaping_rates.py measures how late the end comes.
+    assert 4 * MIB <= end["bytes"] < 8 * MIB
+    eventually(lambda: cuts(hosts, "a") >= 1, "the cut is counted")
     sink.result()
     talking.stop()
 
@@ -118,7 +124,7 @@ def test_a_quota_that_comes_later_counts_what_was_sent_before(
 ) -> None:
     ask(talking, "send 0.5")
     put_in_force(hosts, "a", rule("client", 'quota = "1kB"'))
-    assert ask(talking, "end silent")["end"] in ("ECONNABORTED", "ECONNRESET")
+    assert ask(talking, "end silent")["end"] in ENDED
 
 
 @pytest.mark.parametrize("limit", ["lifetime", "idle"])
@@ -128,10 +134,8 @@ def test_a_connection_ends_when_its_time_is_over(
     put_in_force(hosts, "b", rule("server", f'{limit} = "1s"'))
     talking = client.probe(limited.talk, server.address4, PORT)
     assert talking.result() == "connected"
-    assert ask(talking, "end silent")["end"] in ("ECONNABORTED", "ECONNRESET", "closed")
-    eventually(
-        lambda: hosts.status("b").counters["connections_cut_by_limit"] >= 1, "it was cut at b"
-    )
+    assert ask(talking, "end silent")["end"] in {*ENDED, "closed"}
+    eventually(lambda: cuts(hosts, "b") >= 1, "it was cut at b")
     sink.result()
     talking.stop()
 

@@ -93,7 +93,7 @@ def talk(address: str, port: int) -> None:
 
 def _send(sock: socket.socket, seconds: str) -> dict[str, Any]:
     """Bytes that left the send buffer, by the kernel's count of acknowledged ones."""
-    # The buffer may be full of what was sent before.
+    # What was sent before may still wait for its turn.
     sock.settimeout(20)
     sock.sendall(b"0\n")
     start, before = time.monotonic(), _acked(sock)
