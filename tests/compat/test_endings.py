@@ -21,6 +21,14 @@ pytestmark = [
 COMPATIBILITY = Cases(heading="Ends of connections, and options")
 
 
+def play(pair: Pair, program: str, case: str, port: int) -> dict[str, list[str]]:
+    """What each end showed of a case."""
+    server = pair.server.start(program, case, pair.anywhere, str(port))
+    assert server.line() == "waiting"
+    client = pair.client.run(program, f"client-{case}", pair.address, str(port))
+    return {"client": client, "server": server.lines()}
+
+
 @pytest.fixture
 def played(
     both: Both, compiled: Callable[[str, str], str], port: int
@@ -28,14 +36,8 @@ def played(
     """Plays a case with both ends of the same side; gives what each end showed natively."""
     program = compiled("endings", "dynamic")
 
-    def play(pair: Pair, case: str) -> dict[str, list[str]]:
-        server = pair.server.start(program, case, pair.anywhere, str(port))
-        assert server.line() == "waiting"
-        client = pair.client.run(program, f"client-{case}", pair.address, str(port))
-        return {"client": client, "server": server.lines()}
-
     def both_play(case: str) -> dict[str, list[str]]:
-        found: dict[str, list[str]] = both.same(lambda pair: play(pair, case))
+        found: dict[str, list[str]] = both.same(lambda pair: play(pair, program, case, port))
         return found
 
     return both_play
@@ -49,6 +51,15 @@ def test_each_end_may_close_its_half(played: Callable[[str], dict[str, list[str]
 
 def test_reset_by_linger_is_seen_as_such(played: Callable[[str], dict[str, list[str]]]) -> None:
     assert played("reset")["server"][0] == "SO_ERROR: ECONNRESET"
+
+
+@pytest.mark.differs(
+    "accept gives the next connection: with what the reset took went the record of who it was"
+)
+def test_reset_before_accept(both: Both, compiled: Callable[[str, str], str], port: int) -> None:
+    program = compiled("endings", "dynamic")
+    assert play(both.native, program, "early", port)["server"] == ["read: -1 ECONNRESET"]
+    assert play(both.brokered, program, "early", port)["server"] == ["read: ok"]
 
 
 def test_close_with_unread_data_resets(played: Callable[[str], dict[str, list[str]]]) -> None:

@@ -97,9 +97,18 @@ static void client_half_close(const struct where *where)
 
 /* --- reset ------------------------------------------------------------------------------------ */
 
+/* The client waits for a byte: a connection may be reset before it is accepted. */
+static int take_and_greet(const struct where *where)
+{
+	int fd = take(where);
+
+	must("send", send(fd, "x", 1, MSG_NOSIGNAL));
+	return fd;
+}
+
 static void is_reset(const struct where *where)
 {
-	int fd = take(where), code = -1;
+	int fd = take_and_greet(where), code = -1;
 	socklen_t length = sizeof(code);
 
 	wait_end(fd);
@@ -113,8 +122,32 @@ static void is_reset(const struct where *where)
 
 static void client_reset(const struct where *where)
 {
+	int fd = go(where);
+
+	show_read("a byte", fd);
+	reset(fd);
+}
+
+/* Reset before it is accepted; another comes after it. */
+static void early(const struct where *where)
+{
+	int listener = listen_at(where), fd;
+
+	say("waiting");
+	usleep(500000);
+	fd = must("accept", accept(listener, NULL, NULL));
+	show_read("read", fd);
+	close(fd);
+}
+
+static void client_early(const struct where *where)
+{
+	int fd;
+
 	reset(go(where));
-	say("reset");
+	fd = go(where);
+	show_write("write", fd);
+	show_read("end", fd);
 }
 
 /* Closed with data unread: the kernel resets. */
@@ -148,7 +181,7 @@ static void on_pipe(int number)
 
 static void broken(const struct where *where)
 {
-	int fd = take(where);
+	int fd = take_and_greet(where);
 
 	signal(SIGPIPE, on_pipe);
 	wait_end(fd);
@@ -273,6 +306,7 @@ int main(int argc, char **argv)
 	} CASES[] = {
 		{ "half-close", half_close },	{ "client-half-close", client_half_close },
 		{ "reset", is_reset },		{ "client-reset", client_reset },
+		{ "early", early },		{ "client-early", client_early },
 		{ "unread", unread },		{ "client-unread", client_unread },
 		{ "broken", broken },		{ "client-broken", client_reset },
 		{ "linger", drain },		{ "client-linger", client_linger },
