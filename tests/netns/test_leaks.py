@@ -22,7 +22,8 @@ PARTS = 5
 THREADS = 8
 STARTS = 200
 ROLES = ("control", "traps", "keeper")
-MOST_GROWTH_KIB = 3 * 1024
+MOST_GROWTH_KIB = 5 * 1024
+"""Thirty thousand connections take traps no more than ten thousand: tables that are full once."""
 POOL_THREADS = min(32, (os.cpu_count() or 1) + 4) + 1
 """Control's loop, and the pool of threads that asyncio fills as it needs them."""
 
