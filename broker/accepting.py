@@ -164,7 +164,10 @@ class Acceptor:
             if error.errno in (errno.ECONNABORTED, errno.EPROTO):
                 return True
             raise
-        return self._examine(state, Parked(accepted, sockaddr.from_python(name), b"")) or True
+        peer = self._context.sockets.open_accepted(
+            accepted, state.listener.workload, sockaddr.from_python(name)
+        )
+        return self._examine(state, Parked(accepted, peer, b"")) or True
 
     def _examine(self, state: AcceptState, parked: Parked) -> Ready | None:
         """Read what is missing of the record, and judge it when it is whole. Takes `parked`."""
@@ -284,6 +287,9 @@ class Acceptor:
         if ready.path == "fast":
             mark(ready.sock, call.workload.state.mark)
             os.fchown(ready.sock.fileno(), call.workload.uid, -1)
+            self._context.sockets.seal_connected(
+                ready.sock, call.workload.cookie, ready.local, ready.peer
+            )
 
     # --- plain peers --------------------------------------------------------------------------
 

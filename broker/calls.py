@@ -32,6 +32,7 @@ AUDIT_ARCH = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 # System call numbers: asm/unistd_64.h and asm-generic/unistd.h.
 _NUMBERS = {
     "x86_64": {
+        "ioctl": 16,
         "connect": 42,
         "accept": 43,
         "sendto": 44,
@@ -49,6 +50,7 @@ _NUMBERS = {
     },
     "aarch64": {
         "epoll_create1": 20,
+        "ioctl": 29,
         "bind": 200,
         "listen": 201,
         "accept": 202,
@@ -134,6 +136,13 @@ class SetLimit:
 
 
 @dataclass(slots=True)
+class InterfaceRequest:
+    """An ioctl that shows or changes the interfaces of the socket's network namespace."""
+
+    fd: int
+
+
+@dataclass(slots=True)
 class GetV6Only:
     """getsockopt(IPV6_V6ONLY), which a host listener never has set."""
 
@@ -153,6 +162,7 @@ SocketCall: TypeAlias = (
     | FastOpenSend
     | SetOption
     | SetLimit
+    | InterfaceRequest
     | GetV6Only
 )
 
@@ -246,6 +256,10 @@ def _setsockopt(tid: int, args: Args) -> SocketCall | None:
     return SetLimit(fd, level, option, process_vm_readv(tid, args[3], length) if length else b"")
 
 
+def _ioctl(tid: int, args: Args) -> SocketCall:
+    return InterfaceRequest(_int(args[0]))
+
+
 def _getsockopt(tid: int, args: Args) -> SocketCall | None:
     if (_int(args[1]), _int(args[2])) not in TRAPPED_READS:
         return None
@@ -263,6 +277,7 @@ _BY_NAME: dict[str, Callable[[int, Args], SocketCall | None]] = {
     "getpeername": _getpeername,
     "setsockopt": _setsockopt,
     "getsockopt": _getsockopt,
+    "ioctl": _ioctl,
     "epoll_create": _epoll_create,
     "accept4": _accept4,
     "epoll_create1": _epoll_create1,

@@ -157,12 +157,6 @@ def load_config(path: Path) -> BrokerConfig:
     """Read and check the file; ConfigError names the file, the table, the key and the remedy."""
     file = read_config_file(path)
     tables = file.tables
-    if tables.guard == "kernel":
-        raise file.at("guard").mistake(
-            '"kernel" is not available in this version: slimd does not use its kernel guard yet',
-            'write guard = "portable" if you trust the programs in your containers: it is '
-            "seccomp only, and no security boundary",
-        )
     host = _read_host(file)
     return BrokerConfig(
         path=file.path,

@@ -298,7 +298,8 @@ class ConfigTables(Table, frozen=True, kw_only=True):
                 "What stands between a container and the abuse of its host sockets. There is no "
                 'default: the choice is yours to make. "portable": seccomp only, for programs that '
                 'you trust; it is no security boundary. "kernel": BPF programs in the kernel, '
-                "which are one; not available in this version."
+                "which confine host sockets whoever holds them; slimd does not start where they "
+                "cannot run (slimctl doctor)."
             ),
             examples=["portable"],
         ),

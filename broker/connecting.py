@@ -102,7 +102,8 @@ class Connector:
         if sealer is None:
             context.flows.drop(action.key)
             return "no-key"
-        new, refused = make_alike(old, domain, call.workload, in_workload=False, listener=False)
+        sockets = context.sockets
+        new, refused = make_alike(old, domain, call.workload, sockets, listener=False)
         if refused:
             new.close()
             return refused
@@ -115,6 +116,12 @@ class Connector:
             sealed = sealer.seal(record, flow.host)
             unsent = send_syn(new, sealed, sockaddr.for_python(flow.host, domain), nonblocking)
             local_port = action.bound_port or new.getsockname()[1]
+            sockets.seal_connected(
+                new,
+                call.workload.cookie,
+                Endpoint(flow.source, action.bound_port),
+                action.key.destination,
+            )
         except OSError as error:
             new.close()
             return self._refused_at_once(action, error)
@@ -281,7 +288,7 @@ class Connector:
     ) -> int:
         """Swap a fresh overlay socket in; takes `old`; gives the new socket's cookie."""
         old_cookie = read_cookie(old)
-        new, _ = make_alike(old, domain, call.workload, in_workload=True, listener=False)
+        new, _ = make_alike(old, domain, call.workload, None, listener=False)
         with new:
             if key is not None and (key.source is not None or bound_port):
                 any_address = "::" if domain == socket.AF_INET6 else "0.0.0.0"

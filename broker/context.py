@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from slim.broker.admission.keyring import KeyRing
     from slim.broker.connections import ConnectionTable
     from slim.broker.flows import Flow, FlowKey, FlowTable
+    from slim.broker.host_sockets import HostSockets
     from slim.broker.in_hand import InHand
     from slim.broker.listeners import HostPorts, ListenerRecord, ListenerTable
     from slim.broker.local.states import TrapSettings
@@ -63,6 +64,7 @@ class TrapContext:
     keeper: KeeperLink
     hand: InHand
     host_netns: int
+    sockets: HostSockets
     workloads: dict[int, Workload] = field(default_factory=dict)
     owners: dict[Address, int] = field(default_factory=dict)
     """Overlay addresses of this host -> the workload's cookie."""

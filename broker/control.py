@@ -27,7 +27,8 @@ from slim.broker.control_admin import ControlAdmin
 from slim.broker.control_links import KeeperClient, TrapsServer
 from slim.broker.discovery_choice import Discovery
 from slim.broker.endpoints import packed16
-from slim.broker.errors import ConfigError, ControlError
+from slim.broker.errors import ControlError
+from slim.broker.guard import requirements
 from slim.broker.inbound import Inbound
 from slim.broker.keeper_start import connect_keeper, make_settings
 from slim.broker.kernel.namespaces import own_netns_cookie
@@ -169,8 +170,8 @@ class Control:
     async def _start(self, undo: contextlib.AsyncExitStack) -> None:
         config, run_dir = self._config, self._config.run_dir
         undo.callback(os.close, await claim(run_dir))
-        if config.guard != "portable":
-            raise ConfigError(f"{config.path}: guard: {config.guard!r} is not in this version")
+        if config.guard == "kernel":
+            requirements.require()
         programs = Programs(build_filter(config.guard), build_filter(config.guard, limited=True))
         self._keeper = await connect_keeper(run_dir, self._process_options(), self._on_keeper_end)
         undo.push_async_callback(self._end_processes)

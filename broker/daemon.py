@@ -19,6 +19,7 @@ from slim.broker.errors import SlimError
 from slim.broker.guard.cleanup import clean_up
 from slim.broker.guard.places import instance_of
 from slim.broker.kernel import features
+from slim.broker.kernel.namespaces import own_netns_cookie
 from slim.broker.reload import check_container_limits, make_plugins
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             parser.error("--cut goes with --cleanup")
         config = load_config(options.config)
         if options.cleanup:
-            cut = clean_up(instance_of(config.host.name), cut=options.cut)
+            cut = clean_up(instance_of(config.host.name, own_netns_cookie()), cut=options.cut)
             print(f"the kernel guard is removed; {cut} guarded sockets were cut")
             return
         check_host_addresses(config)

@@ -68,4 +68,6 @@ def make_settings(config: BrokerConfig, encryption: str) -> states.TrapSettings:
         deny_errno=config.policy.errno,
         encryption=encryption,
         log_level=config.log.level,
+        guard=config.guard,
+        host=config.host.name,
     )

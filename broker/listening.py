@@ -91,6 +91,7 @@ class Listening:
                 # Published before the swap: a successor of this process must know the socket.
                 listener = self._publish(call, domain, local, overlay, host)
                 try:
+                    self._context.sockets.seal_listener(host, call.workload.cookie, local)
                     self._swap_in(call, asked.fd, overlay, host)
                 except (TargetGone, OSError):
                     self._ended(listener.cookie)
@@ -118,7 +119,7 @@ class Listening:
         address = context.host_address(domain)
         if address is None:
             return None, "ipv4-socket-ipv6-underlay"
-        host, refused = make_alike(overlay, domain, call.workload, in_workload=False, listener=True)
+        host, refused = make_alike(overlay, domain, call.workload, context.sockets, listener=True)
         if refused:
             host.close()
             return None, refused

@@ -34,6 +34,7 @@ from slim.broker.workloads import SYNTHETIC_UID_BASE
 
 if TYPE_CHECKING:
     from slim.broker.endpoints import Endpoint
+    from slim.broker.host_sockets import HostSockets
     from slim.broker.in_hand import InHand
     from slim.broker.supervisor import PendingCall
     from slim.broker.workloads import Workload
@@ -98,18 +99,23 @@ def local_endpoint(sock: socket.socket) -> Endpoint:
 
 
 def make_alike(
-    old: socket.socket, domain: int, workload: Workload, *, in_workload: bool, listener: bool
+    old: socket.socket,
+    domain: int,
+    workload: Workload,
+    host: HostSockets | None,
+    *,
+    listener: bool,
 ) -> tuple[socket.socket, str]:
-    """A socket with the options of `old`, in the workload's namespace or in the host's.
+    """A socket with the options of `old`: one of `host`, or of the workload's namespace.
 
     Gives the socket, owned by the caller, and the name of an option that was refused.
     """
-    new = workload.make_socket(domain) if in_workload else _host_socket(domain)
+    new = workload.make_socket(domain) if host is None else host.make(workload.cookie, domain)
     try:
         changed = workload.fresh_options(domain).changed(old)
         refused = apply_options(new, changed, listener=listener)
         copy_file_state(old.fileno(), new.fileno())
-        if not in_workload:
+        if host is not None:
             os.fchown(new.fileno(), workload.uid, -1)
     except OSError:
         new.close()
@@ -117,8 +123,8 @@ def make_alike(
     return new, refused
 
 
-def _host_socket(domain: int) -> socket.socket:
-    # Traps itself lives in the host's namespace.
+def host_socket(domain: int) -> socket.socket:
+    """A plain TCP socket; traps itself lives in the host's namespace."""
     return socket.socket(domain, socket.SOCK_STREAM, socket.IPPROTO_TCP)
 
 

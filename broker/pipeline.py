@@ -88,7 +88,7 @@ def decide(
             return _get_v6only(observed, view)
         case calls.SetLimit():
             return _set_limit(call, observed, view)
-        case calls.SetOption():
+        case calls.SetOption() | calls.InterfaceRequest():
             return actions.Return(errno.EPERM) if observed.is_ours else actions.Proceed()
 
 

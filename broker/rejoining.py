@@ -113,7 +113,7 @@ class Rejoiner:
             expires_s=0.0,
         )
         # Another port than the host socket's own is one that the program had bound.
-        bound_port = local.port if local.port != sock.getsockname()[1] else 0
+        bound_port = self._context.sockets.bound_port(sock, local)
         source = local.address if bound_port else None
         return Attempt(
             socket.socket(facts.domain, socket.SOCK_STREAM, fileno=os.dup(sock.fileno())),

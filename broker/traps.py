@@ -27,7 +27,9 @@ from slim.broker.admission.replay import ReplayWindows
 from slim.broker.connections import SLOT_BYTES, SLOTS, ConnectionTable
 from slim.broker.context import TrapContext
 from slim.broker.endpoints import PortRange, from_packed16
+from slim.broker.errors import SlimError
 from slim.broker.flows import FlowTable
+from slim.broker.host_sockets import make_host_sockets
 from slim.broker.in_hand import InHand
 from slim.broker.kernel.namespaces import own_netns_cookie
 from slim.broker.listeners import HostPorts, ListenerTable
@@ -117,6 +119,7 @@ class Traps:
         self._windows = self._replay_windows(lifetime + ACCEPT_MARGIN_S)
         ring = KeyRing(admission, self._windows, self._nonces(), backend.seal, backend.open)
         ring.set_own_addresses(settings.host_addresses)
+        host_netns = own_netns_cookie()
         return TrapContext(
             loop=Loop(),
             settings=settings,
@@ -128,7 +131,8 @@ class Traps:
             control=self._control,
             keeper=self._keeper,
             hand=self._in_hand(),
-            host_netns=own_netns_cookie(),
+            host_netns=host_netns,
+            sockets=make_host_sockets(settings, host_netns),
         )
 
     def _memory(self, name: str, slot_bytes: int, slots: int) -> SlotStore:
@@ -168,6 +172,7 @@ class Traps:
         for name, (meta, fds) in [*self._held.items()]:
             if name.startswith("workload/"):
                 state = msgspec.msgpack.decode(meta, type=states.WorkloadState)
+                self._context.sockets.add_workload(state.cookie)
                 self._context.workloads[state.cookie] = Workload(state, fds[0])
                 del self._held[name]
         self._context.index_addresses()
@@ -229,9 +234,15 @@ class Traps:
         idle = sorted(self._context.workloads.keys() - used)
         return [*self._containers], idle[:IDLE_TOLD]
 
-    def _attach_workload(self, state: states.WorkloadState, netns_fd: int) -> None:
+    def _attach_workload(self, state: states.WorkloadState, netns_fd: int) -> str:
+        """Create or update it; takes the fd; gives the reason why not."""
         workload = self._context.workloads.get(state.cookie)
         if workload is None:
+            try:
+                self._context.sockets.add_workload(state.cookie)
+            except (SlimError, OSError) as error:
+                os.close(netns_fd)
+                return f"the guard does not take the workload: {error}"
             self._context.workloads[state.cookie] = Workload(state, netns_fd)
         else:
             os.close(netns_fd)
@@ -239,6 +250,7 @@ class Traps:
             self._context.flows.drop_workload(state.cookie)
             self._trapping.acceptor.judge_again(state.cookie, frozenset())
         self._context.index_addresses()
+        return ""
 
     def _detach_workload(self, cookie: int) -> None:
         workload = self._context.workloads.pop(cookie, None)
@@ -248,6 +260,7 @@ class Traps:
             self._context.flows.drop_workload(cookie)
             self._context.connections.forget_workload(cookie)
             self._context.keyring.drop_workload(cookie)
+            self._context.sockets.drop_workload(cookie)
             workload.close()
 
     # --- messages -----------------------------------------------------------------------------
@@ -270,9 +283,7 @@ class Traps:
                 error = self._attach_container(message.state, fds.pop()) if fds else "no listener"
                 self._control.send(messages.Done(message.token, error))
             case messages.AttachWorkload():
-                if fds:
-                    self._attach_workload(message.state, fds.pop())
-                error = "" if message.state.cookie in context.workloads else "no namespace"
+                error = self._attach_workload(message.state, fds.pop()) if fds else "no namespace"
                 self._control.send(messages.Done(message.token, error))
             case messages.DetachWorkload():
                 self._detach_workload(message.cookie)
@@ -376,7 +387,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--log-format", default="auto")
     options = parser.parse_args(arguments)
     logs.configure(options.log_level, options.log_format)
-    Traps(options.run_dir, Keeper(f"{options.run_dir}/keeper.sock")).run()
+    try:
+        traps = Traps(options.run_dir, Keeper(f"{options.run_dir}/keeper.sock"))
+    except SlimError as error:
+        raise SystemExit(f"traps: {error.message} ({error.hint})") from None
+    traps.run()
 
 
 if __name__ == "__main__":

@@ -662,6 +662,12 @@ static __always_inline void label_inbound(struct bpf_sock_ops *ctx, struct guard
 	tuple.source_port = (__be16)bpf_htons((__u16)bpf_ntohl(ctx->remote_port));
 	tuple.destination_port = bpf_htons((__u16)ctx->local_port);
 	/* The copy of the listener's record has its flags. */
+	if (record->flags & GUARD_PREAMBLE) {
+		/* slimd reads the record, gives the names and seals it before it hands it out. */
+		record->flags &= ~(GUARD_LISTENER | GUARD_PREAMBLE | GUARD_OPEN);
+		record->flow = 0;
+		return;
+	}
 	record->flags &= ~(GUARD_LISTENER | GUARD_ADMIT | GUARD_OPEN);
 	label = bpf_map_lookup_elem(&pending, &tuple);
 	if (!label || label->workload != record->workload) {
@@ -944,6 +950,11 @@ int slim_ingress(struct __sk_buff *skb)
 	}
 	if (!(record->flags & GUARD_LISTENER))
 		return drop(GUARD_DROPPED_STRAY);
+	if (record->flags & GUARD_PREAMBLE) {
+		if (bpf_ntohs(segment.tuple.destination_port) != record->flow)
+			return drop(GUARD_DROPPED_STRAY);
+		return PASS;
+	}
 	if (segment.flags & TCP_FLAG_RST_BYTE)
 		return PASS;
 	if (segment.flags & TCP_FLAG_SYN_BYTE) {

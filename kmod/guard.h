@@ -21,6 +21,12 @@ struct guard_address {
 #define GUARD_ADMIT 4	 /* its SYN carries the option */
 #define GUARD_TOS_FIXED 8 /* policy set TOS: the program's wish is dropped */
 #define GUARD_BORN_BY_ACCEPT 16 /* an accepted connection with a label */
+/*
+ * A listener that slimd accepts from: who connects is judged by the record that comes first, not
+ * here. Its `flow` is the host port at which it listens: disconnected, and listening again at
+ * another port, it is a stray one.
+ */
+#define GUARD_PREAMBLE 32
 
 /*
  * One per guarded socket, in sk_storage; accepted sockets start with a copy of their listener's.

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from slim.broker.guard import requirements
 from support import capabilities
 from support.compatibility import Recorder
 
@@ -37,6 +38,8 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
                 _need("root", capabilities.why_no_root())
             case "needs_netns":
                 _need("netns", capabilities.why_no_netns())
+            case "needs_guard":
+                _need("guard", requirements.why_unavailable())
             case "needs_cpython_tests":
                 _need("cpython_tests", capabilities.why_no_cpython_tests())
             case "needs_program":

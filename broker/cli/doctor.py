@@ -158,7 +158,7 @@ def check_guard() -> list[Check]:
     """The kernel guard's requirements; none is Slim's own, so a missing one only warns."""
     lacks = [requirement for requirement in requirements.probe() if not requirement.there]
     if not lacks:
-        return [Check("kernel guard", "ok", "could run here; slimd does not use it yet")]
+        return [Check("kernel guard", "ok", 'can run here (guard = "kernel")')]
     return [
         Check("kernel guard", "warn", f"{lack.name}: {lack.found}", lack.remedy) for lack in lacks
     ]

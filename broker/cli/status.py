@@ -12,7 +12,10 @@ from slim.broker.cli.tables import Column, age, print_json, print_table, printab
 if TYPE_CHECKING:
     from pathlib import Path
 
-_GUARDS = {"portable": "portable (for trusted programs: no security boundary)"}
+_GUARDS = {
+    "portable": "portable (for trusted programs: no security boundary)",
+    "kernel": "kernel (BPF programs confine host sockets)",
+}
 
 _PEERS: list[Column[messages.PeerStatus]] = [
     Column("PEER", lambda row: row.host or "?"),

@@ -83,8 +83,9 @@ class Guard:
         """Numbers are slimd's, above 0. Its sockets can be made from now on."""
         if workload < 1:
             raise ValueError(f"{workload} cannot name a workload")
-        make_threaded(self.places.workload(workload))
+        # In this order: from here on the thread does not remove the cgroup of a predecessor.
         self.maker.add(workload, shaping)
+        make_threaded(self.places.workload(workload))
 
     def drop_workload(self, workload: int) -> None:
         """Routes, inbound flows and stock go; sockets that live can connect nowhere any more."""
@@ -147,11 +148,23 @@ class Guard:
         flags: SocketFlag = SEALED,
         *,
         local: Endpoint | None = None,
+        remote: Endpoint | None = None,
+        host_port: int = 0,
         shaping: Shaping = NO_SHAPING,
     ) -> None:
-        """From now on the programs confine the socket, for good; borrows it."""
-        record = layouts.socket_record(workload, flags, local=local, shaping=shaping)
+        """From now on the programs confine the socket, for good; borrows it.
+
+        With OPEN it is slimd's alone again, until the next call.
+        """
+        record = layouts.socket_record(
+            workload, flags, local=local, remote=remote, host_port=host_port, shaping=shaping
+        )
         self._maps["sockets"].set(layouts.pack_number(sock.fileno()), record)
+
+    def local_port(self, sock: socket.socket) -> int:
+        """The overlay port that the socket was given; 0: that of the host socket. Borrows it."""
+        record = self._maps["sockets"].get(layouts.pack_number(sock.fileno()))
+        return 0 if record is None else layouts.local_port(record)
 
     # Keys.
 

@@ -47,6 +47,7 @@ class SocketFlag(IntFlag):
     ADMIT = 4
     TOS_FIXED = 8
     BORN_BY_ACCEPT = 16
+    PREAMBLE = 32
 
 
 class Counter(IntEnum):
@@ -164,23 +165,33 @@ def socket_record(
     flags: SocketFlag,
     *,
     local: Endpoint | None = None,
+    remote: Endpoint | None = None,
+    host_port: int = 0,
     shaping: Shaping = NO_SHAPING,
 ) -> bytes:
-    """The record of a socket; without `local` its names are 0.0.0.0:0 until it connects."""
+    """The record of a socket; without `local` its names are 0.0.0.0:0 until it connects.
+
+    `host_port`: where a listener with PREAMBLE listens.
+    """
     if shaping.tos_fixed:
         flags |= SocketFlag.TOS_FIXED
     return _SOCKET.pack(
         workload,
         flags,
-        0,
+        host_port,
         0,
         NOWHERE if local is None else packed16(local.address),
-        NOWHERE,
+        NOWHERE if remote is None else packed16(remote.address),
         pack_port(0 if local is None else local.port),
-        pack_port(0),
+        pack_port(0 if remote is None else remote.port),
         shaping.max_priority,
         shaping.max_pacing,
     )
+
+
+def local_port(record: bytes) -> int:
+    """The overlay port of a socket's record; 0: the host socket's own."""
+    return int.from_bytes(_SOCKET.unpack(record)[6], "big")
 
 
 def key_name(peer: int, key_id: int) -> bytes:

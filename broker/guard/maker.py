@@ -53,6 +53,7 @@ class Maker:
         self._stock: dict[tuple[int, int], deque[socket.socket]] = {}
         self._shaping: dict[int, Shaping] = {}
         self._orders: deque[_Order] = deque()
+        self._dropped: deque[int] = deque()
         self._error: str = ""
         self._running = True
         # Readable when a stock was filled: for loops that park what found it empty.
@@ -64,11 +65,15 @@ class Maker:
         """From now on the workload's sockets can be taken; its cgroup exists."""
         with self._changed:
             self._shaping[workload] = shaping
+            with contextlib.suppress(ValueError):
+                self._dropped.remove(workload)
 
     def drop(self, workload: int) -> None:
-        """Close the stock of a workload."""
+        """Close the stock of a workload, and remove its cgroup, which its sockets keep alive."""
         with self._changed:
             self._shaping.pop(workload, None)
+            self._dropped.append(workload)
+            self._changed.notify_all()
             stale = [key for key in self._stock if key[0] == workload]
             sockets = [sock for key in stale for sock in self._stock.pop(key)]
         for sock in sockets:
@@ -134,6 +139,9 @@ class Maker:
                 self._changed.wait_for(self._has_work)
                 if not self._running:
                     break
+                if self._dropped:
+                    here = self._leave(here)
+                    continue
                 order = self._orders.popleft() if self._orders else None
                 workload, family = (order.workload, order.family) if order else self._next_lack()
             try:
@@ -153,7 +161,9 @@ class Maker:
             self._move(self._places.domain)
 
     def _has_work(self) -> bool:
-        return not self._running or bool(self._orders) or self._next_lack() != (0, 0)
+        return bool(
+            not self._running or self._orders or self._dropped or self._next_lack() != (0, 0)
+        )
 
     def _next_lack(self) -> tuple[int, int]:
         """The workload and family whose stock is short, or (0, 0)."""
@@ -162,6 +172,21 @@ class Maker:
         return next(
             (key for key, stock in self._stock.items() if len(stock) <= self._size // 2), (0, 0)
         )
+
+    def _leave(self, here: int) -> int:
+        """Remove the cgroup of a workload that ended; gives where the thread is.
+
+        Under the lock: a workload that comes again adds itself before it makes its cgroup.
+        """
+        workload = self._dropped.popleft()
+        cgroup = self._places.workload(workload)
+        # A socket keeps a removed cgroup, and the programs with it, alive (cgroup v2).
+        with contextlib.suppress(OSError, SlimError):
+            if here == workload:
+                self._move(self._places.domain)
+                here = 0
+            cgroup.rmdir()
+        return here
 
     def _move(self, cgroup: Path) -> None:
         write(cgroup / "cgroup.threads", str(threading.get_native_id()))

@@ -57,9 +57,13 @@ class Places:
         }
 
 
-def instance_of(host: str) -> str:
-    """The instance of the slimd of a host, by the name in its configuration."""
-    return re.sub(r"[^a-z0-9]+", "-", host.lower()).strip("-")[:32]
+def instance_of(host: str, host_netns: int) -> str:
+    """The instance of the slimd of a host, by the name in its configuration.
+
+    And by its network namespace's cookie: a machine may play several hosts, of the same name too.
+    """
+    name = re.sub(r"[^a-z0-9]+", "-", host.lower()).strip("-")
+    return f"{name[:16].strip('-')}-{host_netns:x}"[:32].strip("-")
 
 
 def find_places(instance: str) -> Places:

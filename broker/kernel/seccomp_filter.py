@@ -32,29 +32,36 @@ from slim.broker.kernel.trapped_calls import (
 if TYPE_CHECKING:
     from types import ModuleType
 
+NAMES = ("getpeername", "getsockname")
+"""Of TRAPPED: what the kernel guard answers natively."""
+
+INTERFACE_REQUESTS = (
+    (0xFFFFFFF8, 0x8908),
+    *((0xFFFFFFF0, request) for request in range(0x8910, 0x8A00, 0x10)),
+)
+"""(mask, value) of the SIOC* requests of ioctl(2) that show or change a namespace's interfaces and
+routes, SIOCGSKNS among them (linux/sockios.h). 0x8900 to 0x8907 are the socket's own."""
+
 _ALL_BITS = 0xFFFFFFFF
 _HIGHEST_PRIORITY = 255
 
 
-def build_filter(guard: Literal["portable"], *, limited: bool = False) -> bytes:
+def build_filter(guard: Literal["portable", "kernel"], *, limited: bool = False) -> bytes:
     """The filter for a guard, as an array of `struct sock_filter` in this machine's byte order.
 
     That of a `limited` workload traps the options too by which a program could undo its limits.
 
     Raises KernelFeatureMissing when libseccomp is absent, or too old to know notifications.
-    The kernel guard, which leaves accept and getsockname alone, is not in this version.
     """
-    if guard != "portable":
-        raise ValueError(f"no filter is known for the guard {guard!r}")
     seccomp = _load_libseccomp()
     try:
         options = TRAPPED_OPTIONS + LIMIT_OPTIONS if limited else TRAPPED_OPTIONS
-        program = _native_rules(seccomp, options)
+        program = _native_rules(seccomp, options, guard)
         compat = _COMPAT.get(seccomp.system_arch())
         if compat is not None:
             # libseccomp keeps one list of rules for all architectures of a filter; different
             # rules take two filters, merged.
-            program.merge(_compat_rules(seccomp, compat))
+            program.merge(_compat_rules(seccomp, compat, guard))
         return _export(program)
     except OSError as error:
         raise KernelFeatureMissing(
@@ -63,11 +70,15 @@ def build_filter(guard: Literal["portable"], *, limited: bool = False) -> bytes:
         ) from error
 
 
-def _native_rules(seccomp: ModuleType, options: tuple[tuple[int, int], ...]) -> Any:
+def _native_rules(seccomp: ModuleType, options: tuple[tuple[int, int], ...], guard: str) -> Any:
     program = seccomp.SyscallFilter(seccomp.ALLOW)
     program.set_attr(seccomp.Attr.ACT_BADARCH, seccomp.ERRNO(errno.ENOSYS))
+    is_guarded = guard == "kernel"
     for name in TRAPPED:
-        program.add_rule(seccomp.NOTIFY, name)
+        if not (is_guarded and name in NAMES):
+            program.add_rule(seccomp.NOTIFY, name)
+    if is_guarded:
+        _on_interfaces(seccomp, program, seccomp.NOTIFY)
     for name, argument in TRAPPED_WITH_FASTOPEN.items():
         program.add_rule(
             seccomp.NOTIFY, name, _masked(seccomp, argument, MSG_FASTOPEN, MSG_FASTOPEN)
@@ -94,14 +105,22 @@ def _native_rules(seccomp: ModuleType, options: tuple[tuple[int, int], ...]) -> 
     return program
 
 
-def _compat_rules(seccomp: ModuleType, architecture: int) -> Any:
+def _compat_rules(seccomp: ModuleType, architecture: int, guard: str) -> Any:
     program = seccomp.SyscallFilter(seccomp.ALLOW)
     # Merging wants the same attributes on both sides.
     program.set_attr(seccomp.Attr.ACT_BADARCH, seccomp.ERRNO(errno.ENOSYS))
     program.remove_arch(seccomp.Arch.NATIVE)
     program.add_arch(architecture)
     _refuse(seccomp, program)
+    if guard == "kernel":
+        # A 64-bit process can make these calls, too, on a host socket that it has.
+        _on_interfaces(seccomp, program, seccomp.ERRNO(errno.EPERM))
     return program
+
+
+def _on_interfaces(seccomp: ModuleType, program: Any, action: Any) -> None:
+    for mask, value in INTERFACE_REQUESTS:
+        program.add_rule(action, "ioctl", _masked(seccomp, 1, mask, value))
 
 
 def _refuse(seccomp: ModuleType, program: Any) -> None:

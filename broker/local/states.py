@@ -24,6 +24,9 @@ class TrapSettings(msgspec.Struct, frozen=True, array_like=True):
     encryption: str
     """Module with the pure functions seal and open (the encryption plugin's word)."""
     log_level: str = "info"
+    guard: Literal["portable", "kernel"] = "portable"
+    host: str = ""
+    """The host's name in the configuration, which names what the kernel guard pins."""
 
 
 class WorkloadState(msgspec.Struct, frozen=True, array_like=True):

@@ -70,8 +70,9 @@ class Slimd:
     wrapper: tuple[str, ...] = ()
     """Words before its command."""
 
-    def __init__(self, machine: Machine, authority: Path) -> None:
+    def __init__(self, machine: Machine, authority: Path, guard: str = "portable") -> None:
         """`authority`: the directory that `make_authority` filled."""
+        self.guard = guard
         self._machine = machine
         self._authority = authority
         self._process: Process | None = None
@@ -113,7 +114,14 @@ class Slimd:
             release.wait(COMMAND_S)
             release.stop()
             self._process.stop(signal.SIGTERM)
+            if self.guard == "kernel":
+                self._clean_up()
         self._process = None
+
+    def _clean_up(self) -> None:
+        """Remove what the kernel guard left in the machine's cgroups, which are not the lab's."""
+        words = (_command("slimd"), "--config", CONFIG, "--cleanup", "--cut")
+        run(*self._machine.prefix, *words, timeout_s=COMMAND_S)
 
     @property
     def prefix(self) -> tuple[str, ...]:
@@ -174,7 +182,7 @@ class Slimd:
         (directory / "authority.crt").write_bytes((self._authority / "authority.crt").read_bytes())
         self._machine.path(CONFIG).write_text(
             f"""\
-guard = "portable"
+guard = "{self.guard}"
 run_dir = "{RUN_DIR}"
 
 [host]

@@ -60,13 +60,14 @@ class Settings:
     is_absent: bool = False
     wrapper: tuple[str, ...] = ()
     """Words before slimd's command."""
+    guard: str = "portable"
 
 
 class ConfiguredSlimd(Slimd):
     """The lab's slimd with other settings."""
 
     def __init__(self, machine: Machine, authority: Path, settings: Settings) -> None:
-        super().__init__(machine, authority)
+        super().__init__(machine, authority, settings.guard)
         self._settings = settings
         self.wrapper = settings.wrapper
 

@@ -29,7 +29,7 @@ from slim.broker.config import (
 )
 from slim.broker.endpoints import Endpoint, PortRange, parse_address
 from slim.broker.errors import ConfigError
-from support.configuration import GUARD, HOST, config_text, load_text
+from support.configuration import HOST, config_text, load_text
 
 FULL = """\
 guard = "portable"
@@ -186,15 +186,10 @@ def test_the_errno_of_policy_is_a_number(tmp_path: Path, name: str) -> None:
     assert load(tmp_path, f'[policy]\nerrno = "{name}"').policy.errno == getattr(errno, name)
 
 
-def test_the_kernel_guard_is_refused_with_what_to_write(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError) as caught:
-        load_text(tmp_path, config_text(guard=GUARD.replace("portable", "kernel")))
-    assert caught.value.message == (
-        f'{tmp_path}/slimd.toml: guard: "kernel" is not available in this version: '
-        "slimd does not use its kernel guard yet"
-    )
-    assert caught.value.hint.startswith('write guard = "portable" if you trust the programs')
-    assert "no security boundary" in caught.value.hint
+def test_both_guards_are_known(tmp_path: Path) -> None:
+    for guard in ("portable", "kernel"):
+        text = config_text(guard=f'guard = "{guard}"\n')
+        assert load_text(tmp_path, text).guard == guard
 
 
 NAMELESS = HOST.replace('name = "a"\n', "")

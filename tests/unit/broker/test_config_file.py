@@ -254,7 +254,7 @@ def test_a_missing_guard_is_answered_with_what_a_guard_means(tmp_path: Path) -> 
     assert '"portable": seccomp only, for programs that you trust' in hint
     assert "no security boundary" in hint
     assert '"kernel": BPF' in hint
-    assert "not available in this version" in hint
+    assert "does not start where they cannot run" in hint
     assert hint.endswith('Example: guard = "portable"')
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from slim.broker import calls
 from slim.broker.kernel import pacing, trapped_calls
-from slim.broker.kernel.seccomp_filter import build_filter
+from slim.broker.kernel.seccomp_filter import NAMES, build_filter
 from slim.broker.kernel.trapped_calls import MSG_FASTOPEN
 from support.bpf import verdict
 
@@ -43,7 +43,7 @@ def test_socket_calls_are_trapped_whatever_their_arguments(program: bytes, name:
 
 
 def test_what_is_trapped_is_what_traps_can_decode(program: bytes) -> None:
-    conditional = {*trapped_calls.TRAPPED_WITH_FASTOPEN, "setsockopt", "getsockopt"}
+    conditional = {*trapped_calls.TRAPPED_WITH_FASTOPEN, "setsockopt", "getsockopt", "ioctl"}
     assert {*trapped_calls.TRAPPED, *conditional} == set(calls._BY_NAME)
     for number in calls._DECODERS:
         flags = (0, 1, MSG_FASTOPEN, MSG_FASTOPEN)
@@ -52,7 +52,7 @@ def test_what_is_trapped_is_what_traps_can_decode(program: bytes) -> None:
         said = {
             verdict(program, arch=NATIVE, nr=number, args=args)
             for args in (flags, bind_to_device, v6only)
-        }
+        } | {verdict(build_filter("kernel"), arch=NATIVE, nr=number, args=(3, 0x8912))}
         assert NOTIFY in said
 
 
@@ -171,6 +171,18 @@ def test_sends_are_judged_within_few_instructions(program: bytes) -> None:
         assert pyseccomp.resolve_syscall(pyseccomp.Arch.NATIVE, name) in first
 
 
-def test_an_unknown_guard_is_refused() -> None:
-    with pytest.raises(ValueError, match="kernel"):
-        build_filter("kernel")  # type: ignore[arg-type]
+def test_the_kernel_guard_leaves_names_alone_and_traps_interface_requests() -> None:
+    program = build_filter("kernel")
+    for name in NAMES:
+        number = pyseccomp.resolve_syscall(pyseccomp.Arch.NATIVE, name)
+        assert verdict(program, arch=NATIVE, nr=number) == ALLOW
+    siocatmark, siocgifconf, siocgskns, fionread = 0x8905, 0x8912, 0x894C, 0x541B
+    number = pyseccomp.resolve_syscall(pyseccomp.Arch.NATIVE, "ioctl")
+    for request, expected in (
+        (siocatmark, ALLOW),
+        (fionread, ALLOW),
+        (siocgifconf, NOTIFY),
+        (siocgskns, NOTIFY),
+        (siocgskns | 1 << 32, NOTIFY),
+    ):
+        assert verdict(program, arch=NATIVE, nr=number, args=(3, request)) == expected
