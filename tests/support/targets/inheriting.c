@@ -228,6 +228,35 @@ static void private_tables(const struct where *where)
 	show_greeting("main", work.fd);
 }
 
+/* --- listeners: one client comes when the test reads `waiting` -------------------------------- */
+
+static void serve_one(int listener)
+{
+	char data[512];
+	ssize_t got;
+	int fd;
+
+	say("waiting");
+	fd = show("accept", accept(listener, NULL, NULL));
+	must("send", send(fd, "{}\n", 3, MSG_NOSIGNAL));
+	while ((got = recv(fd, data, sizeof(data), 0)) > 0)
+		send(fd, data, got, MSG_NOSIGNAL);
+	close(fd);
+}
+
+static void duplicate_listener(const struct where *where)
+{
+	int listener = listen_at(where), copy = must("dup", dup(listener));
+
+	close(listener);
+	serve_one(copy);
+}
+
+static void exec_listener(const struct where *where, char **argv)
+{
+	exec_with("serve-inherited", listen_at(where), argv[2], argv[3]);
+}
+
 int main(int argc, char **argv)
 {
 	struct where where;
@@ -255,6 +284,12 @@ int main(int argc, char **argv)
 		exec_connected(&where, argv);
 	else if (!strcmp(name, "exec-closes"))
 		exec_closes(&where, argv);
+	else if (!strcmp(name, "duplicate-listener"))
+		duplicate_listener(&where);
+	else if (!strcmp(name, "exec-listener"))
+		exec_listener(&where, argv);
+	else if (!strcmp(name, "serve-inherited"))
+		serve_one(fd);
 	else if (!strcmp(name, "connect-inherited")) {
 		show("connect", connect_to(fd, &where));
 		show_greeting("greeting", fd);
