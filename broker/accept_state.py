@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+
+from slim.broker.errors import TargetGone
 
 if TYPE_CHECKING:
     import socket
@@ -59,6 +62,15 @@ class Waiter:
     asked: Accept
     timer: Timer | None = None
 
+    def fail(self, code: int) -> None:
+        """Answer it, if it is still there."""
+        if self.timer is not None:
+            self.timer.cancel()
+        try:
+            self.call.fail(code)
+        except TargetGone:
+            return
+
 
 @dataclass(slots=True, eq=False)
 class AcceptState:
@@ -74,6 +86,12 @@ class AcceptState:
     """Of the program's listener in our loop, without an fd of ours, once somebody was held."""
     wake: socket.socket | None = None
     retry: Timer | None = None
+
+    def expire(self, waiter: Waiter) -> None:
+        """SO_RCVTIMEO: EAGAIN (socket(7))."""
+        if waiter in self.waiters:
+            self.waiters.remove(waiter)
+            waiter.fail(errno.EAGAIN)
 
     def drop_held(self, tid: int) -> None:
         """A thread is in one call at a time: the one it was held in before has ended."""

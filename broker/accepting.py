@@ -87,7 +87,7 @@ class Acceptor:
         state.ready.clear()
         for waiter in state.waiters:
             # Natively a held accept keeps its listener open; here the file is already gone.
-            _fail(waiter, errno.EINVAL)
+            waiter.fail(errno.EINVAL)
         state.waiters.clear()
         self._context.loop.forget(state.watch_token)
         self._wakes.end(state)
@@ -124,7 +124,7 @@ class Acceptor:
             return
         limit = timeout_s(sock, socket.SO_RCVTIMEO)
         if limit is not None:
-            waiter.timer = self._context.loop.call_later(limit, lambda: _expire(state, waiter))
+            waiter.timer = self._context.loop.call_later(limit, lambda: state.expire(waiter))
         state.drop_held(call.tid)
         state.waiters.append(waiter)
         self._watch(state, sock)
@@ -378,7 +378,7 @@ class Acceptor:
                 state.waiters.popleft()
             except OSError as error:
                 state.waiters.popleft()
-                _fail(waiter, error.errno or errno.EBADF)
+                waiter.fail(error.errno or errno.EBADF)
 
 
 def _is_there(call: PendingCall, fd: int, cookie: int) -> bool:
@@ -388,19 +388,3 @@ def _is_there(call: PendingCall, fd: int, cookie: int) -> bool:
             return read_cookie(sock) == cookie
     except OSError:
         return False
-
-
-def _expire(state: AcceptState, waiter: Waiter) -> None:
-    """SO_RCVTIMEO: EAGAIN (socket(7))."""
-    if waiter in state.waiters:
-        state.waiters.remove(waiter)
-        _fail(waiter, errno.EAGAIN)
-
-
-def _fail(waiter: Waiter, code: int) -> None:
-    if waiter.timer is not None:
-        waiter.timer.cancel()
-    try:
-        waiter.call.fail(code)
-    except TargetGone:
-        return
