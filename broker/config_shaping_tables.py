@@ -2,11 +2,33 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, TypeAlias
 
 from msgspec import Meta, field
 
 from slim.broker.config_keys import Table
+
+# Which workloads a table is for.
+Workloads: TypeAlias = Annotated[
+    tuple[str, ...],
+    Meta(max_length=256, description="Names of workloads; none: all.", examples=[["backup-1"]]),
+]
+Namespaces: TypeAlias = Annotated[
+    tuple[str, ...],
+    Meta(
+        max_length=256,
+        description="Policy namespaces of workloads; none: all.",
+        examples=[["ops"]],
+    ),
+]
+Labels: TypeAlias = Annotated[
+    dict[str, str],
+    Meta(
+        max_length=64,
+        description="Labels that the workload must have, all of them.",
+        examples=[{"app": "backup"}],
+    ),
+]
 
 
 class ShapingRuleTable(Table, frozen=True, kw_only=True):
@@ -20,26 +42,9 @@ class ShapingRuleTable(Table, frozen=True, kw_only=True):
             examples=["backups"],
         ),
     ]
-    workloads: Annotated[
-        tuple[str, ...],
-        Meta(max_length=256, description="Names of workloads; none: all.", examples=[["backup-1"]]),
-    ] = ()
-    namespaces: Annotated[
-        tuple[str, ...],
-        Meta(
-            max_length=256,
-            description="Policy namespaces of workloads; none: all.",
-            examples=[["ops"]],
-        ),
-    ] = ()
-    labels: Annotated[
-        dict[str, str],
-        Meta(
-            max_length=64,
-            description="Labels that the workload must have, all of them.",
-            examples=[{"app": "backup"}],
-        ),
-    ] = field(default_factory=dict)
+    workloads: Workloads = ()
+    namespaces: Namespaces = ()
+    labels: Labels = field(default_factory=dict)
     networks: Annotated[
         tuple[str, ...],
         Meta(
@@ -131,26 +136,9 @@ class ShapingContainerTable(Table, frozen=True, kw_only=True):
             examples=["batch"],
         ),
     ]
-    workloads: Annotated[
-        tuple[str, ...],
-        Meta(max_length=256, description="Names of workloads; none: all.", examples=[["backup-1"]]),
-    ] = ()
-    namespaces: Annotated[
-        tuple[str, ...],
-        Meta(
-            max_length=256,
-            description="Policy namespaces of workloads; none: all.",
-            examples=[["ops"]],
-        ),
-    ] = ()
-    labels: Annotated[
-        dict[str, str],
-        Meta(
-            max_length=64,
-            description="Labels that the workload must have, all of them.",
-            examples=[{"app": "backup"}],
-        ),
-    ] = field(default_factory=dict)
+    workloads: Workloads = ()
+    namespaces: Namespaces = ()
+    labels: Labels = field(default_factory=dict)
     send: Annotated[
         str,
         Meta(

@@ -6,12 +6,11 @@ so that each is told with what decided it.
 
 from __future__ import annotations
 
-import ipaddress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from slim.broker.admin import messages as admin
-from slim.broker.endpoints import Endpoint, from_packed16, packed16
+from slim.broker.endpoints import Endpoint, from_packed16, packed16, parse_address
 from slim.broker.errors import ControlError
 from slim.broker.local import messages
 
@@ -74,7 +73,8 @@ class Explaining:
             )
         raise ControlError(
             f"no workload of this host is called {text}",
-            hint="slimctl ps lists them; ask the host where the source runs",
+            hint="slimctl ps lists them; ask where the source runs, and give a workload of another"
+            " host by its address",
         )
 
     def _find_destination(self, text: str, source: Address | None) -> Address:
@@ -128,7 +128,7 @@ class Explaining:
 
 def _address(text: str) -> Address | None:
     try:
-        return ipaddress.ip_address(text)
+        return parse_address(text)
     except ValueError:
         return None
 

@@ -9,11 +9,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from slim.broker.plugin_api import PLAIN_PEER, Direction, FlowRequest, Identity, parse_address
+from slim.plugins.policy.networkpolicy.identities import ports_of
 from slim.plugins.policy.networkpolicy.model import (
     ClusterPolicy,
     NamedPort,
     NetworkPolicy,
     NumberedPorts,
+    Protocol,
 )
 from slim.plugins.policy.networkpolicy.plugin import Plugin
 
@@ -164,9 +166,9 @@ def _range_starts(resources: Iterable[Resource], ends: Iterable[End]) -> list[in
             starts |= {port.first, port.last + 1}
         elif isinstance(port, NamedPort):
             for end in ends:
-                number = end.identity.labels.get(f"port.slim/{port.name}", "")
-                if number.isascii() and number.isdigit():
-                    starts |= {int(number), int(number) + 1}
+                number = ports_of(end.identity).get((Protocol.TCP, port.name))
+                if number is not None:
+                    starts |= {number, number + 1}
     return sorted(each for each in starts if 1 <= each <= MAX_PORT)
 
 

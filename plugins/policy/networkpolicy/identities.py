@@ -29,14 +29,14 @@ class Members:
         key = (identity.namespace, frozenset(identity.labels.items()))
         member = self._known.get(key)
         if member is None:
-            member = self._engine.member(*key, _ports(identity))
+            member = self._engine.member(*key, ports_of(identity))
             if len(self._known) >= MAX_KNOWN:
                 self._known.clear()
             self._known[key] = member
         return member
 
 
-def _ports(identity: Identity) -> dict[PortName, int]:
+def ports_of(identity: Identity) -> dict[PortName, int]:
     """Slim brokers TCP only, and so are the ports that a workload can declare."""
     try:
         named = named_ports(identity.labels)

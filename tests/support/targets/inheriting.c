@@ -155,8 +155,8 @@ static int receive_fd(int channel)
 	return fd;
 }
 
-/* A connected socket through a unix socket to a process that was there before it. */
-static void pass_connected(const struct where *where)
+/* Through a unix socket to a process that was there before it; who gets it connects it, or again. */
+static void pass(const struct where *where, int is_connected)
 {
 	int channel[2], fd;
 	pid_t child;
@@ -170,27 +170,8 @@ static void pass_connected(const struct where *where)
 		_exit(0);
 	}
 	fd = open_stream(where);
-	show("connect", connect_to(fd, where));
-	send_fd(channel[0], fd);
-	close(fd);
-	reap(child);
-}
-
-/* An unconnected one, which the receiver connects. */
-static void pass_unconnected(const struct where *where)
-{
-	int channel[2], fd;
-	pid_t child;
-
-	must("socketpair", socketpair(AF_UNIX, SOCK_STREAM, 0, channel));
-	child = must("fork", fork());
-	if (!child) {
-		fd = receive_fd(channel[1]);
-		show("connect in the child", connect_to(fd, where));
-		show_greeting("child", fd);
-		_exit(0);
-	}
-	fd = open_stream(where);
+	if (is_connected)
+		show("connect", connect_to(fd, where));
 	send_fd(channel[0], fd);
 	close(fd);
 	reap(child);
@@ -298,9 +279,9 @@ int main(int argc, char **argv)
 	else if (!strcmp(name, "is-closed"))
 		show_flags("inherited", fd);
 	else if (!strcmp(name, "pass-connected"))
-		pass_connected(&where);
+		pass(&where, 1);
 	else if (!strcmp(name, "pass-unconnected"))
-		pass_unconnected(&where);
+		pass(&where, 0);
 	else if (!strcmp(name, "private-tables"))
 		private_tables(&where);
 	else
