@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import platform
 import socket
+import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -64,6 +65,26 @@ _NUMBERS = {
         "accept4": 242,
         "sendmmsg": 269,
     },
+}
+
+# Of a machine: the compat architecture (i386, arm), and of its calls those that are trapped: asm/
+# unistd_32.h, and arm's asm/unistd-eabi.h.
+_COMPAT = {
+    "x86_64": (
+        0x40000003,
+        {102: "socketcall", 364: "accept4", 367: "getsockname", 368: "getpeername"},
+    ),
+    "aarch64": (
+        0x40000028,
+        {285: "accept", 286: "getsockname", 287: "getpeername", 366: "accept4"},
+    ),
+}
+# What socketcall is told to do, and how many arguments it has then: linux/net.h, net/socket.c.
+_SOCKETCALLS = {
+    5: ("accept", 3),
+    6: ("getsockname", 3),
+    7: ("getpeername", 3),
+    18: ("accept4", 4),
 }
 
 
@@ -175,14 +196,33 @@ def decode(notification: Notification) -> SocketCall | None:
     Raises OSError EFAULT (the program's own bad pointer) or ESRCH when memory cannot be read.
     """
     if notification.arch != _ARCH:
-        return None
+        return _decode_compat(notification)
     decoder = _DECODERS.get(notification.nr)
     return decoder(notification.tid, notification.args) if decoder else None
 
 
 def fd_of(notification: Notification) -> int:
-    """The fd that a trapped call is made on; of epoll_create, its size or flags."""
+    """The fd that a trapped call is made on; of epoll_create, its size or flags; of socketcall,
+    what to do.
+    """
     return _int(notification.args[0])
+
+
+def _decode_compat(notification: Notification) -> SocketCall | None:
+    """A call on what native ones may have put behind the fd before an exec, or in this process.
+
+    Pointers are narrower there, sockaddr and socklen_t are the same.
+    """
+    if notification.arch != _COMPAT_ARCH:
+        return None
+    name, args = _COMPAT_NAMES.get(notification.nr, ""), notification.args
+    if name == "socketcall":
+        name, count = _SOCKETCALLS.get(_int(args[0]), ("", 0))
+        raw = process_vm_readv(notification.tid, args[1], 4 * count) if count else b""
+        a, b, c, d = struct.unpack("=4I", raw.ljust(16, b"\0"))
+        args = (a, b, c, d, 0, 0)
+    decoder = _BY_NAME.get(name)
+    return decoder(notification.tid, args) if decoder else None
 
 
 def _int(value: int) -> int:
@@ -286,5 +326,6 @@ _BY_NAME: dict[str, Callable[[int, Args], SocketCall | None]] = {
 _MACHINE = platform.machine()
 _ARCH = AUDIT_ARCH.get(_MACHINE, 0)
 _DECODERS = {number: _BY_NAME[name] for name, number in _NUMBERS.get(_MACHINE, {}).items()}
+_COMPAT_ARCH, _COMPAT_NAMES = _COMPAT.get(_MACHINE, (0, {}))
 
 ACCEPT_FLAGS = socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC

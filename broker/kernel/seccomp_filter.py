@@ -4,9 +4,9 @@ Some facts about this filter:
 
 - The kernel truncates int arguments to 32 bits after the filter saw all 64: every comparison is
   masked, or setting bit 32 would pass it.
-- Only the native architecture is trapped. Programs of the compat one (i386, also by int 0x80)
-  run unaccelerated, as its calls have other numbers and pack arguments in memory; what is
-  refused is refused there too. Anything else (x32) gets ENOSYS.
+- Programs of the compat architecture (i386, also by int 0x80) run unaccelerated; trapped are only
+  the calls that would misread a host socket which they got from a native program. What is refused
+  is refused there too. Anything else (x32) gets ENOSYS.
 - io_uring does socket calls that no filter sees; without it programs use the calls themselves.
 - What runs often per connection is never here: close, dup, fcntl, fork, exit, read, write,
   plain send and recv, poll, epoll_wait.
@@ -24,6 +24,7 @@ from slim.broker.kernel.trapped_calls import (
     MSG_FASTOPEN,
     REFUSED,
     TRAPPED,
+    TRAPPED_IN_COMPAT,
     TRAPPED_OPTIONS,
     TRAPPED_READS,
     TRAPPED_WITH_FASTOPEN,
@@ -111,6 +112,10 @@ def _compat_rules(seccomp: ModuleType, architecture: int, guard: str) -> Any:
     program.set_attr(seccomp.Attr.ACT_BADARCH, seccomp.ERRNO(errno.ENOSYS))
     program.remove_arch(seccomp.Arch.NATIVE)
     program.add_arch(architecture)
+    for name in TRAPPED_IN_COMPAT:
+        if not (guard == "kernel" and name in NAMES):
+            # Where the call is one of socketcall's, libseccomp makes a rule for that.
+            program.add_rule(seccomp.NOTIFY, name)
     _refuse(seccomp, program)
     if guard == "kernel":
         # A 64-bit process can make these calls, too, on a host socket that it has.

@@ -20,6 +20,8 @@ POINTER = 0x7F0000001000
 WIDE = 1 << 32
 NUMBERS = calls._NUMBERS[os.uname().machine]
 ARCH = calls.AUDIT_ARCH[os.uname().machine]
+I386 = 0x40000003
+only_x86_64 = pytest.mark.skipif(os.uname().machine != "x86_64", reason="numbers of x86_64")
 
 
 class Memory:
@@ -158,6 +160,55 @@ def test_epoll_create1_passes_its_flags_on() -> None:
 )
 def test_epoll_create_wants_a_positive_size(size: int, flags: int) -> None:
     assert decode("epoll_create", size) == calls.CreateEpoll(flags)
+
+
+def decode_i386(number: int, *args: int) -> calls.SocketCall | None:
+    a, b, c, d = (*args, *[0] * (4 - len(args)))
+    return calls.decode(Notification(1, TID, number, I386, (a, b, c, d, 0, 0)))
+
+
+@only_x86_64
+def test_accept_and_names_of_i386(memory: Memory) -> None:
+    assert decode_i386(364, 7, 0x1000, 0x2000, 0x800) == calls.Accept(7, 0x1000, 0x2000, 0x800)
+    assert decode_i386(367, 7, 0x1000, 0x2000) == calls.GetName(7, 0x1000, 0x2000, peer=False)
+    assert decode_i386(368, 7, 0x1000, 0x2000) == calls.GetName(7, 0x1000, 0x2000, peer=True)
+    assert memory.reads == []
+
+
+@only_x86_64
+@pytest.mark.parametrize(
+    ("which", "count", "found"),
+    [
+        (5, 3, calls.Accept(-1, 0x1000, 0x2000, 0)),
+        (6, 3, calls.GetName(-1, 0x1000, 0x2000, peer=False)),
+        (7, 3, calls.GetName(-1, 0x1000, 0x2000, peer=True)),
+        (18, 4, calls.Accept(-1, 0x1000, 0x2000, 0x800)),
+    ],
+)
+def test_arguments_of_socketcall_are_read_once(
+    memory: Memory, which: int, count: int, found: calls.SocketCall
+) -> None:
+    # The fourth would not be readable where there are three.
+    memory.at[0x5000] = struct.pack("=4I", 0xFFFFFFFF, 0x1000, 0x2000, 0x800)[: 4 * count]
+    assert decode_i386(102, which, 0x5000) == found
+    assert memory.reads == [(TID, 0x5000, 4 * count)]
+
+
+@only_x86_64
+def test_arguments_of_socketcall_that_cannot_be_read(memory: Memory) -> None:
+    with pytest.raises(SyscallError) as error:
+        decode_i386(102, 5, 0x5000)
+    assert error.value.errno == errno.EFAULT
+
+
+@only_x86_64
+@pytest.mark.parametrize("number", [42, 43, 49, 50, 51, 52, 54, 288, 291, 362])
+def test_no_call_of_i386_is_taken_for_the_native_one_of_its_number(
+    memory: Memory, number: int
+) -> None:
+    assert decode_i386(number, 7, 0x1000, 16) is None
+    assert decode_i386(102, 3, 0x5000) is None
+    assert memory.reads == []
 
 
 def test_other_architectures_and_other_calls_are_not_decoded(memory: Memory) -> None:
