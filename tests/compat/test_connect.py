@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from ipaddress import ip_address
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -13,7 +14,7 @@ from support.silence import silence
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from support.pairs import Pair
+    from support.pairs import Both, Pair
     from support.two_hosts import TwoHosts
 
 pytestmark = [pytest.mark.needs_root, pytest.mark.needs_netns]
@@ -60,6 +61,22 @@ def test_connect_to_a_closed_port_is_refused(pair: Pair) -> None:
         "nonblocking": "EINPROGRESS",
         "so_error": "ECONNREFUSED",
     }
+
+
+def test_nonblocking_connect_to_an_address_that_nobody_has(both: Both, port: int) -> None:
+    """It is in progress at once, and fails when the neighbour does not answer."""
+
+    def play(pair: Pair) -> dict[str, Any]:
+        nobody = str(ip_address(pair.address) + 100)
+        found: dict[str, Any] = pair.client.call(
+            connecting.connect_nonblocking_to_nobody, nobody, port
+        )
+        return found
+
+    seen = both.same(play)
+    assert (seen["first"], seen["second"]) == ("EINPROGRESS", "EALREADY")
+    assert seen["before"] == []
+    assert seen["so_error"] == "EHOSTUNREACH"
 
 
 def test_a_socket_can_be_connected_after_a_refusal(pair: Pair) -> None:

@@ -90,8 +90,24 @@ def build_static(directory: Path) -> Path:
     return target
 
 
-FLAVOURS = {"dynamic": ("cc",), "static": ("cc", "-static"), "musl": ("musl-gcc", "-static")}
-"""How a C program may come to its system calls: glibc as a library or within, another libc."""
+_WITHOUT_LIBRARY = (
+    "cc",
+    "-static",
+    "-nostdlib",
+    "-ffreestanding",
+    "-fno-pie",
+    "-no-pie",
+    "-fno-stack-protector",
+)
+FLAVOURS = {
+    "dynamic": ("cc",),
+    "static": ("cc", "-static"),
+    "musl": ("musl-gcc", "-static"),
+    "freestanding": _WITHOUT_LIBRARY,
+    "freestanding-i386": (*_WITHOUT_LIBRARY, "-m32"),
+}
+"""How a C program may come to its system calls: glibc as a library or within, another libc, none:
+the last needs a compiler for x86_64, and none of i386's libraries."""
 
 
 def build(directory: Path, name: str, flavour: str = "dynamic") -> Path:

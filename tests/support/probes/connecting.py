@@ -46,6 +46,25 @@ def connect_nonblocking(address: str, port: int) -> dict[str, Any]:
         }
 
 
+def connect_nonblocking_to_nobody(address: str, port: int) -> dict[str, Any]:
+    """To an address that nobody has: what connect says, then and in the end."""
+    with stream(address) as sock:
+        sock.setblocking(False)
+        first = sock.connect_ex((address, port))
+        second = sock.connect_ex((address, port))
+        poll = select.poll()
+        poll.register(sock, select.POLLOUT)
+        before = poll.poll(0)
+        events = poll.poll(20_000)
+        return {
+            "first": name_of(first),
+            "second": name_of(second),
+            "before": [seen for _, seen in before],
+            "events": [seen for _, seen in events],
+            "so_error": name_of(sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)),
+        }
+
+
 def connect_and_poll_first(address: str, port: int) -> dict[str, Any]:
     """A socket that is in an epoll set, a poll and a select before it is connected."""
     with stream(address) as sock, select.epoll() as epoll:
