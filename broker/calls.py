@@ -7,16 +7,21 @@ is still valid (seccomp_notify.is_valid): until then the bytes may be another pr
 
 from __future__ import annotations
 
-import platform
 import socket
 import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
 from slim.broker.kernel import sockaddr
+from slim.broker.kernel.call_numbers import CALL_NUMBERS, SOCKETCALLS, architectures
 from slim.broker.kernel.pacing import LIMIT_OPTIONS
 from slim.broker.kernel.process_memory import process_vm_readv
-from slim.broker.kernel.trapped_calls import TRAPPED_OPTIONS, TRAPPED_READS
+from slim.broker.kernel.trapped_calls import (
+    MSG_FASTOPEN,
+    TRAPPED_OPTIONS,
+    TRAPPED_READS,
+    TRAPPED_WITH_FASTOPEN,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,66 +31,6 @@ if TYPE_CHECKING:
 
 MAX_LIMIT_BYTES = 8
 """SO_MAX_PACING_RATE takes 8 or 4 bytes, the others 4 (socket(7), ip(7))."""
-
-# From linux/audit.h: e_machine, 64 bit, little endian.
-AUDIT_ARCH = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
-
-# System call numbers: asm/unistd_64.h and asm-generic/unistd.h.
-_NUMBERS = {
-    "x86_64": {
-        "ioctl": 16,
-        "connect": 42,
-        "accept": 43,
-        "sendto": 44,
-        "sendmsg": 46,
-        "bind": 49,
-        "listen": 50,
-        "getsockname": 51,
-        "getpeername": 52,
-        "setsockopt": 54,
-        "getsockopt": 55,
-        "epoll_create": 213,
-        "accept4": 288,
-        "epoll_create1": 291,
-        "sendmmsg": 307,
-    },
-    "aarch64": {
-        "epoll_create1": 20,
-        "ioctl": 29,
-        "bind": 200,
-        "listen": 201,
-        "accept": 202,
-        "connect": 203,
-        "getsockname": 204,
-        "getpeername": 205,
-        "sendto": 206,
-        "setsockopt": 208,
-        "getsockopt": 209,
-        "sendmsg": 211,
-        "accept4": 242,
-        "sendmmsg": 269,
-    },
-}
-
-# Of a machine: the compat architecture (i386, arm), and of its calls those that are trapped: asm/
-# unistd_32.h, and arm's asm/unistd-eabi.h.
-_COMPAT = {
-    "x86_64": (
-        0x40000003,
-        {102: "socketcall", 364: "accept4", 367: "getsockname", 368: "getpeername"},
-    ),
-    "aarch64": (
-        0x40000028,
-        {285: "accept", 286: "getsockname", 287: "getpeername", 366: "accept4"},
-    ),
-}
-# What socketcall is told to do, and how many arguments it has then: linux/net.h, net/socket.c.
-_SOCKETCALLS = {
-    5: ("accept", 3),
-    6: ("getsockname", 3),
-    7: ("getpeername", 3),
-    18: ("accept4", 4),
-}
 
 
 @dataclass(slots=True)
@@ -188,16 +133,18 @@ SocketCall: TypeAlias = (
 )
 
 Args: TypeAlias = tuple[int, int, int, int, int, int]
+Decoder: TypeAlias = "Callable[[int, Args], SocketCall | None]"
 
 
 def decode(notification: Notification) -> SocketCall | None:
     """The call behind a notification; None for one of another architecture, or not of the trap set.
 
+    The compat architecture's calls have the native arguments: pointers are narrower there; int,
+    sockaddr and socklen_t are the same.
+
     Raises OSError EFAULT (the program's own bad pointer) or ESRCH when memory cannot be read.
     """
-    if notification.arch != _ARCH:
-        return _decode_compat(notification)
-    decoder = _DECODERS.get(notification.nr)
+    decoder = _DECODERS.get((notification.arch, notification.nr))
     return decoder(notification.tid, notification.args) if decoder else None
 
 
@@ -206,23 +153,6 @@ def fd_of(notification: Notification) -> int:
     what to do.
     """
     return _int(notification.args[0])
-
-
-def _decode_compat(notification: Notification) -> SocketCall | None:
-    """A call on what native ones may have put behind the fd before an exec, or in this process.
-
-    Pointers are narrower there, sockaddr and socklen_t are the same.
-    """
-    if notification.arch != _COMPAT_ARCH:
-        return None
-    name, args = _COMPAT_NAMES.get(notification.nr, ""), notification.args
-    if name == "socketcall":
-        name, count = _SOCKETCALLS.get(_int(args[0]), ("", 0))
-        raw = process_vm_readv(notification.tid, args[1], 4 * count) if count else b""
-        a, b, c, d = struct.unpack("=4I", raw.ljust(16, b"\0"))
-        args = (a, b, c, d, 0, 0)
-    decoder = _BY_NAME.get(name)
-    return decoder(notification.tid, args) if decoder else None
 
 
 def _int(value: int) -> int:
@@ -278,8 +208,14 @@ def _epoll_create1(tid: int, args: Args) -> SocketCall:
     return CreateEpoll(_int(args[0]))
 
 
-def _fast_open_send(tid: int, args: Args) -> SocketCall:
-    return FastOpenSend(_int(args[0]))
+def _fast_open_send(flags: int) -> Decoder:
+    """Of a call whose argument of that number is its flags."""
+
+    def decode_send(tid: int, args: Args) -> SocketCall | None:
+        # A filter cannot see the flags of a socketcall.
+        return FastOpenSend(_int(args[0])) if args[flags] & MSG_FASTOPEN else None
+
+    return decode_send
 
 
 def _setsockopt(tid: int, args: Args) -> SocketCall | None:
@@ -306,11 +242,19 @@ def _getsockopt(tid: int, args: Args) -> SocketCall | None:
     return GetV6Only(_int(args[0]), args[3], args[4])
 
 
-_BY_NAME: dict[str, Callable[[int, Args], SocketCall | None]] = {
+def _socketcall(tid: int, args: Args) -> SocketCall | None:
+    """What C libraries of i386 called before Linux 4.3: the arguments are in memory."""
+    name, count = SOCKETCALLS.get(_int(args[0]), ("", 0))
+    decoder = _BY_NAME.get(name)
+    if decoder is None:
+        return None
+    raw = process_vm_readv(tid, args[1], 4 * count)
+    return decoder(tid, struct.unpack("=6I", raw.ljust(24, b"\0")))
+
+
+_BY_NAME: dict[str, Decoder] = {
     "connect": _connect,
     "accept": _accept,
-    "sendto": _fast_open_send,
-    "sendmsg": _fast_open_send,
     "bind": _bind,
     "listen": _listen,
     "getsockname": _getsockname,
@@ -321,11 +265,13 @@ _BY_NAME: dict[str, Callable[[int, Args], SocketCall | None]] = {
     "epoll_create": _epoll_create,
     "accept4": _accept4,
     "epoll_create1": _epoll_create1,
-    "sendmmsg": _fast_open_send,
+    "socketcall": _socketcall,
+    **{name: _fast_open_send(flags) for name, flags in TRAPPED_WITH_FASTOPEN.items()},
 }
-_MACHINE = platform.machine()
-_ARCH = AUDIT_ARCH.get(_MACHINE, 0)
-_DECODERS = {number: _BY_NAME[name] for name, number in _NUMBERS.get(_MACHINE, {}).items()}
-_COMPAT_ARCH, _COMPAT_NAMES = _COMPAT.get(_MACHINE, (0, {}))
+_DECODERS = {
+    (arch, number): _BY_NAME[name]
+    for arch in architectures()
+    for name, number in CALL_NUMBERS[arch].items()
+}
 
 ACCEPT_FLAGS = socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC

@@ -4,9 +4,9 @@ Some facts about this filter:
 
 - The kernel truncates int arguments to 32 bits after the filter saw all 64: every comparison is
   masked, or setting bit 32 would pass it.
-- Programs of the compat architecture (i386, also by int 0x80) run unaccelerated; trapped are only
-  the calls that would misread a host socket which they got from a native program. What is refused
-  is refused there too. Anything else (x32) gets ENOSYS.
+- The compat architecture (i386, also by int 0x80 of a native program) has the same rules, or it
+  would be a way round policy. Of socketcall, whose arguments are in memory, what a native call is
+  trapped for by an argument is always trapped. Any other architecture (x32) gets ENOSYS.
 - io_uring does socket calls that no filter sees; without it programs use the calls themselves.
 - What runs often per connection is never here: close, dup, fcntl, fork, exit, read, write,
   plain send and recv, poll, epoll_wait.
@@ -19,12 +19,12 @@ import os
 from typing import TYPE_CHECKING, Any, Literal
 
 from slim.broker.errors import KernelFeatureMissing
+from slim.broker.kernel.call_numbers import COMPAT, I386, SOCKETCALLS
 from slim.broker.kernel.pacing import LIMIT_OPTIONS
 from slim.broker.kernel.trapped_calls import (
     MSG_FASTOPEN,
     REFUSED,
     TRAPPED,
-    TRAPPED_IN_COMPAT,
     TRAPPED_OPTIONS,
     TRAPPED_READS,
     TRAPPED_WITH_FASTOPEN,
@@ -57,12 +57,19 @@ def build_filter(guard: Literal["portable", "kernel"], *, limited: bool = False)
     seccomp = _load_libseccomp()
     try:
         options = TRAPPED_OPTIONS + LIMIT_OPTIONS if limited else TRAPPED_OPTIONS
-        program = _native_rules(seccomp, options, guard)
-        compat = _COMPAT.get(seccomp.system_arch())
+        program = _new(seccomp)
+        _add_rules(seccomp, program, options, guard)
+        compat = COMPAT.get(seccomp.system_arch())
         if compat is not None:
-            # libseccomp keeps one list of rules for all architectures of a filter; different
-            # rules take two filters, merged.
-            program.merge(_compat_rules(seccomp, compat, guard))
+            # libseccomp keeps one list of rules for all architectures of a filter, and socketcall
+            # needs more: two filters, merged.
+            other = _new(seccomp)
+            other.remove_arch(seccomp.Arch.NATIVE)
+            other.add_arch(compat)
+            _add_rules(seccomp, other, options, guard)
+            if compat == I386:
+                _add_socketcalls(seccomp, other)
+            program.merge(other)
         return _export(program)
     except OSError as error:
         raise KernelFeatureMissing(
@@ -71,15 +78,23 @@ def build_filter(guard: Literal["portable", "kernel"], *, limited: bool = False)
         ) from error
 
 
-def _native_rules(seccomp: ModuleType, options: tuple[tuple[int, int], ...], guard: str) -> Any:
+def _new(seccomp: ModuleType) -> Any:
     program = seccomp.SyscallFilter(seccomp.ALLOW)
+    # Merging wants the same attributes on both sides.
     program.set_attr(seccomp.Attr.ACT_BADARCH, seccomp.ERRNO(errno.ENOSYS))
+    return program
+
+
+def _add_rules(
+    seccomp: ModuleType, program: Any, options: tuple[tuple[int, int], ...], guard: str
+) -> None:
     is_guarded = guard == "kernel"
     for name in TRAPPED:
         if not (is_guarded and name in NAMES):
             program.add_rule(seccomp.NOTIFY, name)
     if is_guarded:
-        _on_interfaces(seccomp, program, seccomp.NOTIFY)
+        for mask, value in INTERFACE_REQUESTS:
+            program.add_rule(seccomp.NOTIFY, "ioctl", _masked(seccomp, 1, mask, value))
     for name, argument in TRAPPED_WITH_FASTOPEN.items():
         program.add_rule(
             seccomp.NOTIFY, name, _masked(seccomp, argument, MSG_FASTOPEN, MSG_FASTOPEN)
@@ -98,39 +113,19 @@ def _native_rules(seccomp: ModuleType, options: tuple[tuple[int, int], ...], gua
             _masked(seccomp, 1, _ALL_BITS, level),
             _masked(seccomp, 2, _ALL_BITS, option),
         )
-    _refuse(seccomp, program)
+    for name in REFUSED:
+        program.add_rule(seccomp.ERRNO(errno.ENOSYS), name)
     # The kernel answers calls without argument checks from a bitmap (5.11), but runs the filter
     # for these on every send: they come first.
     for name in TRAPPED_WITH_FASTOPEN:
         program.syscall_priority(name, _HIGHEST_PRIORITY)
-    return program
 
 
-def _compat_rules(seccomp: ModuleType, architecture: int, guard: str) -> Any:
-    program = seccomp.SyscallFilter(seccomp.ALLOW)
-    # Merging wants the same attributes on both sides.
-    program.set_attr(seccomp.Attr.ACT_BADARCH, seccomp.ERRNO(errno.ENOSYS))
-    program.remove_arch(seccomp.Arch.NATIVE)
-    program.add_arch(architecture)
-    for name in TRAPPED_IN_COMPAT:
-        if not (guard == "kernel" and name in NAMES):
-            # Where the call is one of socketcall's, libseccomp makes a rule for that.
-            program.add_rule(seccomp.NOTIFY, name)
-    _refuse(seccomp, program)
-    if guard == "kernel":
-        # A 64-bit process can make these calls, too, on a host socket that it has.
-        _on_interfaces(seccomp, program, seccomp.ERRNO(errno.EPERM))
-    return program
-
-
-def _on_interfaces(seccomp: ModuleType, program: Any, action: Any) -> None:
-    for mask, value in INTERFACE_REQUESTS:
-        program.add_rule(action, "ioctl", _masked(seccomp, 1, mask, value))
-
-
-def _refuse(seccomp: ModuleType, program: Any) -> None:
-    for name in REFUSED:
-        program.add_rule(seccomp.ERRNO(errno.ENOSYS), name)
+def _add_socketcalls(seccomp: ModuleType, program: Any) -> None:
+    for which, (name, _) in SOCKETCALLS.items():
+        # libseccomp itself makes rules of those without arguments.
+        if name not in TRAPPED:
+            program.add_rule(seccomp.NOTIFY, "socketcall", _masked(seccomp, 0, _ALL_BITS, which))
 
 
 def _masked(seccomp: ModuleType, argument: int, mask: int, value: int) -> Any:
@@ -155,7 +150,3 @@ def _load_libseccomp() -> ModuleType:
         ) from error
     module: ModuleType = pyseccomp
     return module
-
-
-# From linux/audit.h: x86_64 -> i386, aarch64 -> arm. Elsewhere only the native one is admitted.
-_COMPAT = {0xC000003E: 0x40000003, 0xC00000B7: 0x40000028}

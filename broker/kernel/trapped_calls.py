@@ -20,10 +20,6 @@ TRAPPED = (
     "listen",
 )
 
-TRAPPED_IN_COMPAT = ("accept", "accept4", "getpeername", "getsockname")
-"""Calls of the compat architecture, also by socketcall, that would show what a host socket has
-beneath: it may have one from native calls, by inheritance."""
-
 TRAPPED_WITH_FASTOPEN = {"sendmmsg": 3, "sendmsg": 2, "sendto": 3}
 """Calls that connect if their flags say MSG_FASTOPEN -> the number of the flags argument."""
 

@@ -2,6 +2,7 @@
 
     allowed by the profile, trapped by Slim      -> SCMP_ACT_NOTIFY, under the same conditions
     trapped for some arguments only              -> split by argument; the rest stays allowed
+    socketcall, of 32-bit programs               -> NOTIFY: its arguments are in memory
     io_uring                                     -> ENOSYS, whatever the profile says
     everything else                              -> as it was
 
@@ -32,6 +33,7 @@ MAX_BYTES = 4 << 20
 NOTIFY = "SCMP_ACT_NOTIFY"
 ALLOW = "SCMP_ACT_ALLOW"
 ERRNO = "SCMP_ACT_ERRNO"
+ALWAYS_TRAPPED = (*TRAPPED, "socketcall")
 _OPTION_ARGUMENT = 2
 """Of setsockopt and getsockopt."""
 _OPTION_BITS = 7
@@ -93,7 +95,7 @@ def add_slim(raw: bytes, listener_path: str, metadata: str = "") -> bytes:
 
 
 def _slim_names() -> list[str]:
-    return [*TRAPPED, *TRAPPED_WITH_FASTOPEN, "setsockopt", "getsockopt"]
+    return [*ALWAYS_TRAPPED, *TRAPPED_WITH_FASTOPEN, "setsockopt", "getsockopt"]
 
 
 def _names(rule: Rule) -> list[str]:
@@ -107,8 +109,8 @@ def _change(rule: Rule) -> list[Rule]:
     if rule["action"] != ALLOW:
         return [_with(rule, names)] if names else []
     untouched = [name for name in names if name not in _slim_names()]
-    trapped = [name for name in names if name in TRAPPED]
-    split = [name for name in names if name in _slim_names() and name not in TRAPPED]
+    trapped = [name for name in names if name in ALWAYS_TRAPPED]
+    split = [name for name in names if name in _slim_names() and name not in ALWAYS_TRAPPED]
     changed = [_with(rule, untouched)] if untouched else []
     if trapped:
         changed.append(_with(rule, trapped) | {"action": NOTIFY})

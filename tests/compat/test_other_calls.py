@@ -1,7 +1,7 @@
 """Calls of i386 and x32, which x86_64 programs may make, too: targets/i386.c and mixed.c.
 
-i386's connect and listen go past Slim, over the overlay; what x86_64's calls made of a socket holds
-for i386's, too. x32's are refused. None is taken for the call of x86_64 that has its number.
+i386's calls are brokered as those of x86_64 are, also on the same socket. x32's are refused. None
+is taken for the call of x86_64 that has its number.
 """
 
 from __future__ import annotations
@@ -28,12 +28,10 @@ pytestmark = [
     pytest.mark.parametrize("version", [4]),
 ]
 COMPATIBILITY = Cases(heading="Calls of i386 and x32")
-PAST_SLIM = pytest.mark.falls_back("connect and listen of i386 are not trapped")
 FLAVOURS = pytest.mark.parametrize("flavour", ["freestanding", "freestanding-i386"])
 WAYS = pytest.mark.parametrize("way", ["", "socketcall-"])
 
 
-@PAST_SLIM
 @FLAVOURS
 @WAYS
 def test_client_of_i386(
@@ -41,10 +39,9 @@ def test_client_of_i386(
 ) -> None:
     program = compiled("i386", flavour)
     (seen,) = pair.client.run(program, f"{way}connect", pair.address, str(pair.port))
-    pair.check_addresses(json.loads(seen), path="own")
+    pair.check_addresses(json.loads(seen))
 
 
-@PAST_SLIM
 @FLAVOURS
 @WAYS
 def test_server_of_i386(
@@ -56,7 +53,7 @@ def test_server_of_i386(
     assert running.lines() == []
     assert greeting["peer"] == greeting["accepted"] == greeting["client_name"]
     assert greeting["name"] == greeting["client_peer"] == peers.endpoint((pair.address, port))
-    assert greeting["path"] == "own"
+    assert greeting["path"] == pair.path
 
 
 @FLAVOURS
@@ -67,7 +64,7 @@ def test_call_of_i386_is_not_taken_for_one_of_x86_64(
 
     def play(pair: Pair) -> list[str]:
         *numbers, seen = pair.client.run(program, "numbers", pair.address, str(pair.port))
-        pair.check_addresses(json.loads(seen), path="own")
+        pair.check_addresses(json.loads(seen))
         return numbers
 
     assert both.same(play)[:4] == ["42: error 14", "43: error 14", "49: ok", "50: ok"]

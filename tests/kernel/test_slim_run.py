@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from slim.broker import calls
+from slim.broker.kernel.call_numbers import CALL_NUMBERS, architectures
 from support.fake_slimd import FakeSlimd
 from support.launching import Launcher
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.needs_root
 
-NUMBERS = calls._NUMBERS[os.uname().machine]
+NUMBERS = CALL_NUMBERS[architectures()[0]]
 
 
 @pytest.fixture

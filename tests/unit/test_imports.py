@@ -25,6 +25,7 @@ PURE_MAY = {
     "kernel.process_memory",
     "kernel.pacing",
     "kernel.seccomp_notify",
+    "kernel.call_numbers",
     "kernel.trapped_calls",
     "kernel.socket_options",
 }

@@ -12,15 +12,16 @@ import pytest
 from slim.broker import calls
 from slim.broker.endpoints import Endpoint
 from slim.broker.errors import SyscallError
-from slim.broker.kernel import sockaddr
+from slim.broker.kernel import call_numbers, sockaddr
+from slim.broker.kernel.call_numbers import I386
 from slim.broker.kernel.seccomp_notify import Notification
+from slim.broker.kernel.trapped_calls import MSG_FASTOPEN, TRAPPED_WITH_FASTOPEN
 
 TID = 4321
 POINTER = 0x7F0000001000
 WIDE = 1 << 32
-NUMBERS = calls._NUMBERS[os.uname().machine]
-ARCH = calls.AUDIT_ARCH[os.uname().machine]
-I386 = 0x40000003
+ARCH = call_numbers.architectures()[0]
+NUMBERS = call_numbers.CALL_NUMBERS[ARCH]
 only_x86_64 = pytest.mark.skipif(os.uname().machine != "x86_64", reason="numbers of x86_64")
 
 
@@ -48,7 +49,8 @@ def memory(monkeypatch: pytest.MonkeyPatch) -> Memory:
 
 def decode(name: str, *args: int, arch: int = ARCH) -> calls.SocketCall | None:
     a, b, c, d, e, f = (*args, *[0] * (6 - len(args)))
-    return calls.decode(Notification(1, TID, NUMBERS[name], arch, (a, b, c, d, e, f)))
+    number = call_numbers.CALL_NUMBERS.get(arch, NUMBERS)[name]
+    return calls.decode(Notification(1, TID, number, arch, (a, b, c, d, e, f)))
 
 
 @pytest.mark.parametrize(
@@ -126,8 +128,10 @@ def test_calls_without_an_address_of_their_own_read_nothing(memory: Memory) -> N
     assert decode("getpeername", 7, 1, 2) == calls.GetName(7, 1, 2, peer=True)
     assert decode("setsockopt", 7, 6, WIDE | 19) == calls.SetOption(7)
     assert decode("getsockopt", 7, 41, 26, 1, 2) == calls.GetV6Only(7, 1, 2)
-    for name in ("sendto", "sendmsg", "sendmmsg"):
-        assert decode(name, 7, 1, 2) == calls.FastOpenSend(7)
+    for name, index in TRAPPED_WITH_FASTOPEN.items():
+        args = (7, *[0] * (index - 1))
+        assert decode(name, *args, MSG_FASTOPEN | WIDE) == calls.FastOpenSend(7)
+        assert decode(name, *args, socket.MSG_DONTWAIT) is None
     assert memory.reads == []
 
 
@@ -162,62 +166,93 @@ def test_epoll_create_wants_a_positive_size(size: int, flags: int) -> None:
     assert decode("epoll_create", size) == calls.CreateEpoll(flags)
 
 
-def decode_i386(number: int, *args: int) -> calls.SocketCall | None:
-    a, b, c, d = (*args, *[0] * (4 - len(args)))
-    return calls.decode(Notification(1, TID, number, I386, (a, b, c, d, 0, 0)))
+def decode_i386(name: str, *args: int) -> calls.SocketCall | None:
+    return decode(name, *args, arch=I386)
 
 
 @only_x86_64
-def test_accept_and_names_of_i386(memory: Memory) -> None:
-    assert decode_i386(364, 7, 0x1000, 0x2000, 0x800) == calls.Accept(7, 0x1000, 0x2000, 0x800)
-    assert decode_i386(367, 7, 0x1000, 0x2000) == calls.GetName(7, 0x1000, 0x2000, peer=False)
-    assert decode_i386(368, 7, 0x1000, 0x2000) == calls.GetName(7, 0x1000, 0x2000, peer=True)
-    assert memory.reads == []
+def test_calls_of_i386_have_the_native_arguments(memory: Memory) -> None:
+    server = Endpoint.parse("10.1.0.2:80")
+    memory.at[0x1000] = sockaddr.encode(server, socket.AF_INET)
+    assert decode_i386("connect", 7, 0x1000, 16) == calls.Connect(7, socket.AF_INET, server)
+    assert decode_i386("bind", 7, 0x1000, 16) == calls.Bind(7, server)
+    assert memory.reads == [(TID, 0x1000, 16)] * 2
+    assert decode_i386("listen", 7, 5) == calls.Listen(7, 5)
+    accept = calls.Accept(7, 0x1000, 0x2000, 0x800)
+    assert decode_i386("accept4", 7, 0x1000, 0x2000, 0x800) == accept
+    name = calls.GetName(7, 0x1000, 0x2000, peer=False)
+    assert decode_i386("getsockname", 7, 0x1000, 0x2000) == name
+    assert decode_i386("sendmsg", 7, 0x1000, MSG_FASTOPEN) == calls.FastOpenSend(7)
+    assert decode_i386("setsockopt", 7, socket.SOL_SOCKET, 25) == calls.SetOption(7)
 
 
 @only_x86_64
 @pytest.mark.parametrize(
     ("which", "count", "found"),
     [
-        (5, 3, calls.Accept(-1, 0x1000, 0x2000, 0)),
-        (6, 3, calls.GetName(-1, 0x1000, 0x2000, peer=False)),
-        (7, 3, calls.GetName(-1, 0x1000, 0x2000, peer=True)),
-        (18, 4, calls.Accept(-1, 0x1000, 0x2000, 0x800)),
+        (4, 2, calls.Listen(-1, 6)),
+        (5, 3, calls.Accept(-1, 6, 26, 0)),
+        (6, 3, calls.GetName(-1, 6, 26, peer=False)),
+        (7, 3, calls.GetName(-1, 6, 26, peer=True)),
+        (11, 6, calls.FastOpenSend(-1)),
+        (14, 5, None),
+        (15, 5, None),
+        (16, 3, None),
+        (18, 4, calls.Accept(-1, 6, 26, MSG_FASTOPEN)),
+        (20, 4, calls.FastOpenSend(-1)),
     ],
 )
 def test_arguments_of_socketcall_are_read_once(
-    memory: Memory, which: int, count: int, found: calls.SocketCall
+    memory: Memory, which: int, count: int, found: calls.SocketCall | None
 ) -> None:
-    # The fourth would not be readable where there are three.
-    memory.at[0x5000] = struct.pack("=4I", 0xFFFFFFFF, 0x1000, 0x2000, 0x800)[: 4 * count]
-    assert decode_i386(102, which, 0x5000) == found
+    # What the kernel does not read need not be readable.
+    words = (0xFFFFFFFF, 6, 26, MSG_FASTOPEN, 0x3000, 16)
+    memory.at[0x5000] = struct.pack("=6I", *words)[: 4 * count]
+    assert decode_i386("socketcall", which, 0x5000) == found
     assert memory.reads == [(TID, 0x5000, 4 * count)]
+
+
+@only_x86_64
+def test_connect_by_socketcall(memory: Memory) -> None:
+    server = Endpoint.parse("10.1.0.2:80")
+    memory.at[0x5000] = struct.pack("=3I", 7, 0x1000, 16)
+    memory.at[0x1000] = sockaddr.encode(server, socket.AF_INET)
+    connect = calls.Connect(7, socket.AF_INET, server)
+    assert decode_i386("socketcall", 3, 0x5000) == connect
+    assert memory.reads == [(TID, 0x5000, 12), (TID, 0x1000, 16)]
 
 
 @only_x86_64
 def test_arguments_of_socketcall_that_cannot_be_read(memory: Memory) -> None:
     with pytest.raises(SyscallError) as error:
-        decode_i386(102, 5, 0x5000)
+        decode_i386("socketcall", 5, 0x5000)
     assert error.value.errno == errno.EFAULT
 
 
 @only_x86_64
-@pytest.mark.parametrize("number", [42, 43, 49, 50, 51, 52, 54, 288, 291, 362])
-def test_no_call_of_i386_is_taken_for_the_native_one_of_its_number(
-    memory: Memory, number: int
-) -> None:
-    assert decode_i386(number, 7, 0x1000, 16) is None
-    assert decode_i386(102, 3, 0x5000) is None
+@pytest.mark.parametrize("which", [0, 1, 8, 9, 10, 12, 13, 17, 19, 21, 1 << 31])
+def test_other_socketcalls_are_not_read(memory: Memory, which: int) -> None:
+    assert decode_i386("socketcall", which, 0x5000) is None
+    assert memory.reads == []
+
+
+@only_x86_64
+def test_no_call_of_i386_is_taken_for_the_native_one_of_its_number(memory: Memory) -> None:
+    numbers = {*NUMBERS.values()} - {*call_numbers.CALL_NUMBERS[I386].values()}
+    assert {42, 43, 49, 50, 51} <= numbers
+    for number in numbers:
+        asked = Notification(1, TID, number, I386, (7, 0x1000, 16, MSG_FASTOPEN, 0, 0))
+        assert calls.decode(asked) is None
     assert memory.reads == []
 
 
 def test_other_architectures_and_other_calls_are_not_decoded(memory: Memory) -> None:
-    assert decode("connect", 7, POINTER, 16, arch=0x40000003) is None
+    assert decode("connect", 7, POINTER, 16, arch=0xC0000032) is None
     assert calls.decode(Notification(1, TID, 0x7FFF, ARCH, (7, POINTER, 16, 0, 0, 0))) is None
     assert memory.reads == []
 
 
 def test_every_known_number_is_decoded() -> None:
-    for names in calls._NUMBERS.values():
+    for names in call_numbers.CALL_NUMBERS.values():
         assert set(names) <= set(calls._BY_NAME)
         assert len(set(names.values())) == len(names)

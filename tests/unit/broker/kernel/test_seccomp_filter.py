@@ -10,7 +10,7 @@ import pyseccomp
 import pytest
 
 from slim.broker import calls
-from slim.broker.kernel import pacing, trapped_calls
+from slim.broker.kernel import call_numbers, pacing, trapped_calls
 from slim.broker.kernel.seccomp_filter import NAMES, build_filter
 from slim.broker.kernel.trapped_calls import MSG_FASTOPEN
 from support.bpf import verdict
@@ -44,8 +44,8 @@ def test_socket_calls_are_trapped_whatever_their_arguments(program: bytes, name:
 
 def test_what_is_trapped_is_what_traps_can_decode(program: bytes) -> None:
     conditional = {*trapped_calls.TRAPPED_WITH_FASTOPEN, "setsockopt", "getsockopt", "ioctl"}
-    assert {*trapped_calls.TRAPPED, *conditional} == set(calls._BY_NAME)
-    for number in calls._DECODERS:
+    assert {*trapped_calls.TRAPPED, *conditional, "socketcall"} == set(calls._BY_NAME)
+    for number in call_numbers.CALL_NUMBERS[NATIVE].values():
         flags = (0, 1, MSG_FASTOPEN, MSG_FASTOPEN)
         bind_to_device = (3, socket.SOL_SOCKET, 25)
         v6only = (3, socket.IPPROTO_IPV6, socket.IPV6_V6ONLY)
@@ -139,29 +139,23 @@ def test_everything_else_is_left_alone(program: bytes, name: str) -> None:
     assert native(program, name, MSG_FASTOPEN, 1, 25, MSG_FASTOPEN) == ALLOW
 
 
-# asm/unistd_32.h; libseccomp has numbers of its own for what socketcall does, too.
-I386 = {
-    "socketcall": 102,
-    "epoll_create1": 329,
-    "bind": 361,
-    "connect": 362,
-    "listen": 363,
-    "accept4": 364,
-    "setsockopt": 366,
-    "getsockname": 367,
-    "getpeername": 368,
-    "sendto": 369,
-}
-
-
 def i386(program: bytes, name: str, *args: int) -> int:
-    return verdict(program, arch=pyseccomp.Arch.X86, nr=I386[name], args=args)
+    # libseccomp has numbers of its own for what socketcall does, too.
+    number = call_numbers.CALL_NUMBERS[call_numbers.I386][name]
+    return verdict(program, arch=pyseccomp.Arch.X86, nr=number, args=args)
 
 
 @only_x86_64
-def test_i386_is_neither_accelerated_nor_given_io_uring(program: bytes) -> None:
-    for name in ("connect", "bind", "listen", "setsockopt", "sendto", "epoll_create1"):
-        assert i386(program, name, 3, 1, 25, MSG_FASTOPEN) == ALLOW, name
+def test_i386_has_the_native_rules(program: bytes) -> None:
+    for name in set(trapped_calls.TRAPPED) - {"accept"}:
+        assert i386(program, name, 7) == NOTIFY, name
+    for name, argument in trapped_calls.TRAPPED_WITH_FASTOPEN.items():
+        args = [0] * argument
+        assert i386(program, name, *args, MSG_FASTOPEN) == NOTIFY, name
+        assert i386(program, name, *args, socket.MSG_DONTWAIT) == ALLOW, name
+    for option in trapped_calls.TRAPPED_OPTIONS:
+        assert i386(program, "setsockopt", 3, *option) == NOTIFY
+    assert i386(program, "setsockopt", 3, socket.IPPROTO_TCP, socket.TCP_NODELAY) == ALLOW
     for name in trapped_calls.REFUSED:
         number = pyseccomp.resolve_syscall(pyseccomp.Arch.X86, name)
         assert number > 0
@@ -169,13 +163,9 @@ def test_i386_is_neither_accelerated_nor_given_io_uring(program: bytes) -> None:
 
 
 @only_x86_64
-def test_calls_of_i386_that_would_misread_a_host_socket_are_trapped(program: bytes) -> None:
-    for number, name in calls._COMPAT["x86_64"][1].items():
-        assert number == I386[name]
-        if name != "socketcall":
-            assert i386(program, name, 7) == NOTIFY, name
+def test_socketcalls_are_trapped_that_may_be_a_trapped_call(program: bytes) -> None:
     trapped = {which for which in range(25) if i386(program, "socketcall", which) == NOTIFY}
-    assert trapped == {*calls._SOCKETCALLS}
+    assert trapped == {*call_numbers.SOCKETCALLS}
 
 
 @only_x86_64
@@ -184,6 +174,7 @@ def test_the_kernel_guard_leaves_names_of_i386_to_the_kernel() -> None:
     assert i386(program, "accept4", 7) == i386(program, "socketcall", 5) == NOTIFY
     assert i386(program, "getsockname", 7) == i386(program, "socketcall", 6) == ALLOW
     assert i386(program, "getpeername", 7) == i386(program, "socketcall", 7) == ALLOW
+    assert i386(program, "ioctl", 7, 0x8912) == NOTIFY
 
 
 @only_x86_64
