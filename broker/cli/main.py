@@ -23,7 +23,10 @@ _COMMANDS = {
     "overlay": ("slim.broker.cli.overlay", "Build and show the built-in VXLAN overlay."),
     "pki": ("slim.broker.cli.pki", "Make and show the certificates of hosts."),
     "plugins": ("slim.broker.cli.plugins", "List loaded plugins."),
-    "policy": ("slim.plugins.policy.networkpolicy.commands", "Check NetworkPolicy documents."),
+    "policy": (
+        "slim.plugins.policy.networkpolicy.command_group",
+        "Check NetworkPolicy documents, put them in force.",
+    ),
     "ps": ("slim.broker.cli.ps", "List containers."),
     "reload": ("slim.broker.cli.reload", "Put the configuration file in force again."),
     "status": ("slim.broker.cli.status", "Show slimd's processes, peers and counters."),

@@ -271,3 +271,24 @@ def test_diff_says_what_a_directory_would_change(
         f"shop/web {near} to shop/db {far}, ports 1 to 65535:"
         for near, far in ((web.address4, db.address4), (web.address6, db.address6))
     ]
+
+
+def test_apply_and_remove_change_what_is_in_force(
+    hosts: TwoHosts, web: Workload, db: Workload, tmp_path: Path
+) -> None:
+    enforce(hosts, NOTHING)
+    machine = hosts.machines["b"]
+    file = tmp_path / "closed.yaml"
+    file.write_bytes(document("closed", DENY_ALL))
+
+    def policy(*words: str) -> str:
+        slimctl = (str(BIN / "slimctl"), "--run-dir", str(hosts.run_dir("b")))
+        return run(*machine.prefix, *slimctl, "policy", *words)
+
+    said = policy("apply", "--yes", str(file))
+    assert said.splitlines()[-1] == f"{DIRECTORY}/closed.yaml is in force"
+    assert web.call(peers.try_visit, db.address4, PORT) == {"errno": errno.EACCES}
+    assert "selects here: shop/db" in policy("show", "shop/closed")
+
+    policy("remove", "--yes", "closed.yaml")
+    assert "peer" in web.call(peers.try_visit, db.address4, PORT)

@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from slim.broker.plugin_api import PLAIN_PEER, Direction, FlowRequest, Identity, parse_address
 from slim.plugins.policy.networkpolicy.identities import ports_of
 from slim.plugins.policy.networkpolicy.model import (
@@ -30,6 +32,15 @@ NO_ADDRESS = parse_address("0.0.0.0")
 NO_OTHER_ADDRESS = parse_address("0.0.0.1")
 """Two workloads of which no address was told are two all the same."""
 MAX_PORT = 65535
+
+
+class ListedContainer(msgspec.Struct, frozen=True):
+    """A container, of what `slimctl ps --json` prints."""
+
+    workload: str
+    namespace: str
+    labels: dict[str, str]
+    addresses: list[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +100,22 @@ def read_end(text: str) -> End:
         Identity(workload=who, namespace=namespace, labels=labels),
         parse_address(address) if at else NO_ADDRESS,
     )
+
+
+def ends_of(listed: Iterable[ListedContainer]) -> list[End]:
+    """One end for every address of a workload: containers of one are the same to policy."""
+    seen: set[tuple[str, str, str]] = set()
+    ends = []
+    for each in listed:
+        for address in each.addresses:
+            key = (each.namespace, each.workload, address)
+            if key in seen:
+                continue
+            seen.add(key)
+            identity = Identity(each.workload, each.namespace, each.labels)
+            name = f"{each.namespace}/{each.workload} {address}"
+            ends.append(End(name, identity, parse_address(address)))
+    return ends
 
 
 class Questions:

@@ -10,6 +10,7 @@ import hashlib
 import os
 import stat
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from slim.plugins.policy.networkpolicy.cluster_reading import read_cluster_policy
@@ -20,7 +21,7 @@ from slim.plugins.policy.networkpolicy.reading import read_namespace, read_netwo
 from slim.plugins.policy.networkpolicy.yaml_nodes import NotReadable, read_documents
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
     from slim.plugins.policy.networkpolicy.model import Resource
@@ -67,13 +68,20 @@ class Loaded:
             (self.warnings if each.is_warning else self.mistakes).append(each)
 
 
-def load(path: Path, before: Loaded | None = None) -> Loaded:
-    """Read a file, or the files of a directory (not of those below) named `*.yaml` and the like."""
+def load(
+    path: Path,
+    before: Loaded | None = None,
+    instead: Mapping[Path, bytes | None] = MappingProxyType({}),
+) -> Loaded:
+    """Read a file, or the files of a directory (not of those below) named `*.yaml` and the like.
+
+    `instead` are files of the directory as they might be; None: not there.
+    """
     loaded = Loaded()
     known = before.files if before is not None else {}
     total = 0
-    for file in _files(path, loaded):
-        raw = _read(file, loaded)
+    for file in sorted({*_files(path, loaded), *instead}):
+        raw = instead[file] if file in instead else _read(file, loaded)
         if raw is None:
             continue
         total += len(raw)
