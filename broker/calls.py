@@ -223,7 +223,7 @@ def _setsockopt(tid: int, args: Args) -> SocketCall | None:
     if (level, option) in TRAPPED_OPTIONS:
         return SetOption(fd)
     if (level, option) not in LIMIT_OPTIONS:
-        # An OCI profile cannot tell these by level and option both.
+        # By socketcall, or a number that no option has, which an OCI profile traps.
         return None
     length = _int(args[4])
     if not 0 <= length <= MAX_LIMIT_BYTES:

@@ -20,6 +20,7 @@ from typing import Any, TypeAlias
 import msgspec
 
 from slim.broker.errors import ConfigError
+from slim.broker.kernel.pacing import LIMIT_OPTIONS
 from slim.broker.kernel.trapped_calls import (
     MSG_FASTOPEN,
     REFUSED,
@@ -34,9 +35,12 @@ NOTIFY = "SCMP_ACT_NOTIFY"
 ALLOW = "SCMP_ACT_ALLOW"
 ERRNO = "SCMP_ACT_ERRNO"
 ALWAYS_TRAPPED = (*TRAPPED, "socketcall")
-_OPTION_ARGUMENT = 2
+SET_OPTIONS = TRAPPED_OPTIONS + LIMIT_OPTIONS
+"""A profile is for containers that are limited, too."""
+_LEVEL_ARGUMENT, _OPTION_ARGUMENT = 1, 2
 """Of setsockopt and getsockopt."""
-_OPTION_BITS = 7
+_LEVEL_BITS, _OPTION_BITS = 9, 7
+"""Wider than any that Linux has: SOL_SMC is 286, TCP_RTO_MIN_US 45 (linux/socket.h)."""
 _ALL_BITS = (1 << 64) - 1
 
 Rule: TypeAlias = dict[str, Any]
@@ -121,8 +125,8 @@ def _change(rule: Rule) -> list[Rule]:
                 hint="two such conditions on one call cannot be joined: allow it without, or not",
             )
         changed += [
-            _with(rule, [name]) | {"action": action, "args": [argument]}
-            for action, argument in _cases(name)
+            _with(rule, [name]) | {"action": action, "args": arguments}
+            for action, arguments in _cases(name)
         ]
     return changed
 
@@ -131,25 +135,42 @@ def _with(rule: Rule, names: list[str]) -> Rule:
     return {**{key: value for key, value in rule.items() if key != "name"}, "names": names}
 
 
-def _cases(name: str) -> list[tuple[str, Argument]]:
-    """Conditions on one argument that cover all its values and exclude each other."""
+def _cases(name: str) -> list[tuple[str, list[Argument]]]:
+    """Conditions that cover all arguments and exclude each other."""
     index = TRAPPED_WITH_FASTOPEN.get(name)
     if index is not None:
         return [
-            (ALLOW, _masked(index, MSG_FASTOPEN, 0)),
-            (NOTIFY, _masked(index, MSG_FASTOPEN, MSG_FASTOPEN)),
+            (ALLOW, [_masked(index, MSG_FASTOPEN, 0)]),
+            (NOTIFY, [_masked(index, MSG_FASTOPEN, MSG_FASTOPEN)]),
         ]
-    options = TRAPPED_OPTIONS if name == "setsockopt" else TRAPPED_READS
-    numbers = {option for _, option in options}
-    # The level is looked at when the call is trapped. Numbers that no option has, and any with a
-    # bit beyond the 32 that the kernel reads, are trapped too.
-    highest = (1 << _OPTION_BITS) - 1
-    beyond: Argument = {"index": _OPTION_ARGUMENT, "value": highest, "op": "SCMP_CMP_GT"}
+    options = SET_OPTIONS if name == "setsockopt" else TRAPPED_READS
+    levels = {level for level, _ in options}
+    cases = [
+        (action, [argument])
+        for action, argument in _split(_LEVEL_ARGUMENT, _LEVEL_BITS, levels)
+        if not (action == NOTIFY and argument.get("valueTwo") in levels)
+    ]
+    for level in sorted(levels):
+        numbers = {option for own, option in options if own == level}
+        cases += [
+            (action, [_masked(_LEVEL_ARGUMENT, _ALL_BITS, level), argument])
+            for action, argument in _split(_OPTION_ARGUMENT, _OPTION_BITS, numbers)
+        ]
+    return cases
+
+
+def _split(index: int, bits: int, numbers: set[int]) -> list[tuple[str, Argument]]:
+    """An argument into these numbers and the others.
+
+    Numbers that nothing has, and any with a bit beyond the 32 that the kernel reads, are trapped
+    too, and looked at then.
+    """
+    beyond: Argument = {"index": index, "value": (1 << bits) - 1, "op": "SCMP_CMP_GT"}
     cases = [(NOTIFY, beyond)]
-    cases += [(NOTIFY, _masked(_OPTION_ARGUMENT, _ALL_BITS, number)) for number in sorted(numbers)]
+    cases += [(NOTIFY, _masked(index, _ALL_BITS, number)) for number in sorted(numbers)]
     cases += [
-        (ALLOW, _masked(_OPTION_ARGUMENT, _ALL_BITS & ~((1 << bits) - 1), first))
-        for first, bits in _aligned_gaps(numbers, 0, _OPTION_BITS)
+        (ALLOW, _masked(index, _ALL_BITS & ~((1 << width) - 1), first))
+        for first, width in _aligned_gaps(numbers, 0, bits)
     ]
     return cases
 

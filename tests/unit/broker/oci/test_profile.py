@@ -13,6 +13,7 @@ import pytest
 
 from slim.broker.errors import ConfigError
 from slim.broker.kernel.call_numbers import CALL_NUMBERS, I386, SOCKETCALLS
+from slim.broker.kernel.pacing import LIMIT_OPTIONS
 from slim.broker.kernel.trapped_calls import (
     MSG_FASTOPEN,
     REFUSED,
@@ -33,7 +34,7 @@ ENOSYS = pyseccomp.ERRNO(errno.ENOSYS)
 SOCKET = "/run/slim/oci.sock"
 BIT_32 = 1 << 32
 SLIM = {*TRAPPED, *TRAPPED_WITH_FASTOPEN, "setsockopt", "getsockopt", "socketcall"}
-OPTIONS = {"setsockopt": TRAPPED_OPTIONS, "getsockopt": TRAPPED_READS}
+OPTIONS = {"setsockopt": TRAPPED_OPTIONS + LIMIT_OPTIONS, "getsockopt": TRAPPED_READS}
 CAPABLE = frozenset({"CAP_SYS_ADMIN", "CAP_AUDIT_WRITE"})
 
 # The shape of Docker's and Podman's default profiles, with a few calls of each kind.
@@ -89,7 +90,27 @@ def bases() -> Iterator[Any]:
 
 def arguments() -> Iterator[tuple[int, ...]]:
     """Levels, options and flags, with bits that the kernel does not read."""
-    words = (0, 1, 6, 8, 19, 25, 26, 41, 75, 127, 128, MSG_FASTOPEN, MSG_FASTOPEN | 8, 2**64 - 1)
+    words = (
+        0,
+        1,
+        6,
+        8,
+        12,
+        19,
+        25,
+        26,
+        41,
+        47,
+        67,
+        75,
+        127,
+        128,
+        511,
+        512,
+        MSG_FASTOPEN,
+        MSG_FASTOPEN | 8,
+        2**64 - 1,
+    )
     for second, third in itertools.product(words, words):
         yield (3, second, third, 0)
         yield (3, second | BIT_32, third | BIT_32, third)
@@ -174,8 +195,10 @@ def test_no_trapped_option_gets_by_with_bits_that_the_kernel_does_not_read(
 
 
 def test_everyday_options_are_not_trapped(program: bytes) -> None:
-    """TCP_NODELAY, TCP_CORK, TCP_QUICKACK, SO_KEEPALIVE, SO_RCVTIMEO, IPV6_V6ONLY."""
-    for level, option in ((6, 1), (6, 3), (6, 12), (1, 9), (1, 20), (41, 26)):
+    """TCP_NODELAY, TCP_CORK, TCP_QUICKACK, SO_KEEPALIVE, SO_RCVTIMEO, IPV6_V6ONLY, and at levels
+    of their own the numbers of options that are trapped.
+    """
+    for level, option in ((6, 1), (6, 3), (6, 12), (1, 9), (1, 20), (41, 26), (6, 47), (263, 1)):
         assert native(program, "setsockopt", 3, level, option) == pyseccomp.ALLOW
     assert native(program, "getsockopt", 3, 1, 4) == pyseccomp.ALLOW
 
