@@ -117,15 +117,18 @@ class ConnectionTable:
         """The record of a socket that the broker made; None for one of the program's own."""
         return self._fast.get(cookie)
 
-    def add(self, record: ConnectionRecord) -> None:
+    def add(self, record: ConnectionRecord) -> bytes:
+        """Keep the record, or put it in the place of an older one; gives it as the memfd has it."""
         if record.path == "fast":
             self._fast[record.cookie] = record
         if record.is_limited:
             self._limited[record.cookie] = record
         else:
             self._limited.pop(record.cookie, None)
-        if not self._store.put(key_of(KIND_CONNECTION, record.cookie), _encoder.encode(record)):
+        payload = _encoder.encode(record)
+        if not self._store.put(key_of(KIND_CONNECTION, record.cookie), payload):
             self.overflowed += 1
+        return payload
 
     def limited(self, cookie: int) -> ConnectionRecord | None:
         """The record of a socket that policy limits, on whichever path."""
@@ -145,6 +148,11 @@ class ConnectionTable:
         for record in [*read_records(self._store)]:
             if record.workload == workload:
                 self.forget(record.cookie)
+
+
+def read_record(payload: bytes) -> ConnectionRecord:
+    """One record as ConnectionTable.add gave it; msgspec.DecodeError when it is none."""
+    return _decoder.decode(payload)
 
 
 def read_records(store: SlotStore) -> Iterator[ConnectionRecord]:

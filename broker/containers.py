@@ -16,12 +16,13 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from slim.broker import events
 from slim.broker.errors import ControlError
 from slim.broker.local import messages, states
 from slim.broker.registry import MAX_CONTAINERS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
     from slim.broker.control_links import KeeperClient, TrapsServer
     from slim.broker.decisions import Identity
@@ -58,6 +59,8 @@ class Containers:
         self._queues = queues
         self._on_invalid = on_invalid
         self._backends: list[DiscoveryBackend] = []
+        self.before_forgetting: Callable[[int], Awaitable[None]] | None = None
+        """Told which workload (cookie) ends, while traps still has its connections on record."""
         self._attaching: set[str] = set()
         """Containers on their way to traps, which does not know them yet."""
         self.counters: Counter[str] = Counter()
@@ -175,12 +178,13 @@ class Containers:
             for backend in self._backends:
                 backend.workload_added(cookie, tuple(workload.addresses))
         self.counters["containers_started"] += 1
-        log.info(
-            "container %s: workload %s, pid %d%s",
-            container.container,
-            known.name,
-            container.pid,
-            ", on no overlay" if workload.is_bystander else "",
+        self._registry.publish(
+            events.ContainerStarted(
+                workload=known.name,
+                container=container.container,
+                pid=container.pid,
+                is_bystander=workload.is_bystander,
+            )
         )
 
     def find_runtime(self, runtime_id: str) -> list[Workload]:
@@ -228,12 +232,17 @@ class Containers:
         if workload is None:
             return
         del workload.containers[name]
-        log.info("container %s of workload %s ended", name, workload.state.name)
+        self._registry.publish(events.ContainerEnded(workload=workload.state.name, container=name))
         if not workload.containers:
             await self._forget(workload)
 
     async def _forget(self, workload: Workload) -> None:
         cookie = workload.state.cookie
+        if self.before_forgetting is not None:
+            await self.before_forgetting(cookie)
+            if workload.containers or self._registry.workloads.get(cookie) is not workload:
+                # Another container came meanwhile, and perhaps went.
+                return
         for backend in self._backends if not workload.is_bystander else ():
             backend.workload_removed(cookie)
         self._on_invalid(self._inbound.take_all_askers(cookie), 0)

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from slim.broker.listeners import HostPorts, ListenerRecord, ListenerTable
     from slim.broker.local.states import TrapSettings
     from slim.broker.loop import Loop
+    from slim.broker.news_ring import NewsRing
     from slim.broker.shaping import Shaping
     from slim.broker.supervisor import PendingCall
     from slim.broker.workloads import Workload
@@ -60,6 +61,7 @@ class TrapContext:
     listeners: ListenerTable
     host_ports: HostPorts
     keyring: KeyRing
+    news: NewsRing
     control: ControlLink
     keeper: KeeperLink
     hand: InHand
@@ -118,9 +120,9 @@ class TrapContext:
         shaping: Shaping | None = None,
         peer_rate: int | None = None,
     ) -> None:
-        """Remember a connection (connections.py)."""
+        """Remember a connection (connections.py), and let control know of it when it looks."""
         self.counters[f"connections_{path}_{direction}"] += 1
-        self.connections.add(
+        payload = self.connections.add(
             ConnectionRecord(
                 cookie=cookie,
                 workload=call.workload.cookie,
@@ -139,3 +141,4 @@ class TrapContext:
                 is_limited=shaping is not None or peer_rate is not None,
             )
         )
+        self.news.write(int((time.monotonic() - call.received) * 1_000_000), payload)

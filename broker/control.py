@@ -22,18 +22,21 @@ from slim.broker import systemd
 from slim.broker.admin import messages as admin
 from slim.broker.admin.server import AdminServer
 from slim.broker.admission_keys import AdmissionKeys
+from slim.broker.connection_news import ConnectionNews
 from slim.broker.containers import Containers
 from slim.broker.control_admin import ControlAdmin
 from slim.broker.control_links import KeeperClient, TrapsServer
 from slim.broker.discovery_choice import Discovery
 from slim.broker.endpoints import packed16
 from slim.broker.errors import ControlError
+from slim.broker.events import ConfigRefused, PathFailed
 from slim.broker.guard import requirements
 from slim.broker.inbound import Inbound
 from slim.broker.keeper_start import connect_keeper, make_settings
 from slim.broker.kernel.namespaces import own_netns_cookie
 from slim.broker.kernel.seccomp_filter import build_filter
 from slim.broker.local import messages, states
+from slim.broker.observing import Observing
 from slim.broker.oci import agent as oci_agent
 from slim.broker.oci.listener import open_listener
 from slim.broker.paths import HostPaths
@@ -89,8 +92,13 @@ class Control:
             plugins.trace()
         self._trace_hooks = trace_hooks
         self._encryption = plugins.encryption_backends()[ENCRYPTION]
-        self._registry = Registry(config.overlays, plugins)
+        self._observing = Observing()
+        self._observing.use(plugins)
+        self._registry = Registry(config.overlays, plugins, publish=self._observing.publish)
         self._paths = HostPaths()
+        self._paths.on_failed = lambda endpoint, error: self._observing.publish(
+            PathFailed(host_peer=str(endpoint), reason=error)
+        )
         self._credentials = load_credentials(config)
         self._host = self._credentials.identity.host if self._credentials else config.host.name
         self._reload_lock = asyncio.Lock()
@@ -104,6 +112,7 @@ class Control:
         self._containers: Containers
         self._news: TrapsNews
         self._survey: Survey
+        self._connection_news: ConnectionNews
         self._revocation: Revocation
         self._reloading: Reloading
         self._links: PeerLinks | None = None
@@ -142,6 +151,7 @@ class Control:
             done = await self._reloading.run(self._config)
             if not isinstance(done, Prepared):
                 self.counters["reloads_refused"] += 1
+                self._observing.publish(ConfigRefused(mistakes=len(done), reason=done[0].message))
                 return admin.Reloaded(
                     [admin.Mistake(mistake.message, mistake.hint) for mistake in done], []
                 )
@@ -170,6 +180,8 @@ class Control:
     async def _start(self, undo: contextlib.AsyncExitStack) -> None:
         config, run_dir = self._config, self._config.run_dir
         undo.callback(os.close, await claim(run_dir))
+        undo.callback(self._finish_observing)
+        undo.callback(self._tasks.spawn(self._observing.run()).cancel)
         if config.guard == "kernel":
             requirements.require()
         programs = Programs(build_filter(config.guard), build_filter(config.guard, limited=True))
@@ -209,6 +221,8 @@ class Control:
         queues.take_over(held)
         self._survey = Survey(self._registry, self._keeper, self._traps)
         undo.callback(self._survey.close)
+        self._connection_news = ConnectionNews(self._registry, self._keeper, self._observing)
+        undo.callback(self._connection_news.close)
         self._revocation = Revocation(
             self._registry,
             self._sources,
@@ -225,6 +239,7 @@ class Control:
         self._containers = Containers(
             self._registry, self._keeper, self._traps, self._inbound, queues, self._invalidate
         )
+        self._containers.before_forgetting = self._end_connections
         self._news = TrapsNews(
             registry=self._registry,
             containers=self._containers,
@@ -271,6 +286,7 @@ class Control:
             run_server=self._run_server,
             links=self._links,
             revocation=self._revocation,
+            observing=self._observing,
         )
         # What lives was allowed by a predecessor, perhaps by another policy.
         await self._revocation.settled(TRAPS_START_LIMIT_S)
@@ -286,15 +302,25 @@ class Control:
                 traps=self._traps,
                 paths=self._paths,
                 links=self._links,
+                observing=self._observing,
                 counters=self._all_counters,
                 started=self._started,
             )
         )
         await self._admin.start(run_dir / "admin.sock")
         undo.push_async_callback(self._admin.close)
-        undo.callback(self._tasks.spawn(self._survey.sweep()).cancel)
+        undo.callback(self._tasks.spawn(self._connection_news.run()).cancel)
+        undo.callback(self._tasks.spawn(self._survey.sweep(self._connection_news.ended)).cancel)
         undo.callback(self._tasks.spawn(systemd.show_life()).cancel)
         self._is_ready = True
+
+    def _finish_observing(self) -> None:
+        """Nothing is served any more; a plugin that hangs does not keep slimd from ending."""
+        self._observing.finish()
+        self._registry.plugins.stop().join(STOP_LIMIT_S)
+
+    async def _end_connections(self, workload: int) -> None:
+        self._connection_news.ended(await self._survey.ended_with(workload))
 
     async def _listen_for_peers(self, endpoint: Endpoint) -> None:
         assert self._links is not None
@@ -367,7 +393,7 @@ class Control:
             self.stop()
 
     def _all_counters(self) -> dict[str, int]:
-        parts = (self, self._news, self._containers, self._resolver, self._inbound)
+        parts = (self, self._observing, self._news, self._containers, self._resolver, self._inbound)
         counted = [*(part.counters for part in parts), self._revocation.counters]
         counted += [self._revocation.enforcing.counters, self._oci_agent.counters]
         if self._links is not None:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from slim.broker.config import BrokerConfig
     from slim.broker.control_links import KeeperClient, TrapsServer
+    from slim.broker.observing import Observing
     from slim.broker.paths import HostPaths
     from slim.broker.peers.channel import PeerLinks
     from slim.broker.registry import Registry
@@ -50,6 +51,7 @@ class ControlAdmin:
     traps: TrapsServer
     paths: HostPaths
     links: PeerLinks | None
+    observing: Observing
     counters: Callable[[], dict[str, int]]
     started: float
     """time.monotonic()"""
@@ -109,6 +111,11 @@ class ControlAdmin:
                 for name, version, hooks in self.registry.plugins.describe()
             ]
         )
+
+    async def events(self, asked: admin.GetEvents) -> admin.Events:
+        if asked.after <= self.observing.last:
+            await self.observing.wait(asked.after, asked.wait_s)
+        return admin.Events(*self.observing.after(asked.after, asked.limit))
 
     async def reload(self) -> admin.Reloaded:
         return await self.control.reload()

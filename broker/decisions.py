@@ -127,6 +127,13 @@ def is_audited(text: str) -> bool:
     return text.startswith(AUDIT_PREFIX)
 
 
+def verdict_word(path: str, rule: str) -> str:
+    """What people are shown of the verdict behind a connection: allow, audit or deny."""
+    if path == "denied":
+        return "deny"
+    return "audit" if is_audited(rule) else "allow"
+
+
 def text_of_both(egress: str, ingress: str) -> str:
     """The one text by which a flow is shown: of what would be denied, else the destination's."""
     if is_audited(egress) and not is_audited(ingress):

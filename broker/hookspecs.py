@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from slim.broker.decisions import Direction, FlowRequest, Identity, Verdict
     from slim.broker.discovery import DiscoveryBackend, DiscoveryContext
     from slim.broker.encryption import EncryptionBackend
+    from slim.broker.events import Event
     from slim.broker.plugin_settings import PluginSettings
 
 PROJECT = "slim"
@@ -43,6 +44,18 @@ def slim_configure(settings: PluginSettings) -> None:
     are shown as they are, anything else with the plugin's name.
 
     :param settings: the host's name and the `[plugins.<name>]` tables.
+    """
+
+
+@hookspec
+def slim_stop() -> None:
+    """Called when slimd ends, and after a reload for the instances that were replaced.
+
+    Instances that never decided anything, because the reload found mistakes, are not told.
+
+    Returns: nothing. This is where a plugin lets go of files and threads.
+    Must: return within a second. It runs in a thread of its own, beside slimd's loop.
+    If it raises: logged; everything else is stopped all the same.
     """
 
 
@@ -119,4 +132,26 @@ def slim_encryption_backends() -> list[EncryptionBackend]:  # type: ignore[empty
     slimd imports its module and tries the functions before it starts.
     Must: return at once, without importing the module.
     If it raises: slimd does not start.
+    """
+
+
+# --- observation ------------------------------------------------------------------------------
+
+
+@hookspec
+def slim_observe(event: Event) -> None:
+    """Called for everything that happens, soon after it did, in order.
+
+    Events are the structs that slim.broker.plugin_api exports: match on their types, and pass by
+    those you do not know, as more may come. `msgspec.json.encode(event)` is the JSON of
+    `slimctl events`. Events that come faster than slimd keeps them are lost, and EventsLost in
+    their place says how many.
+
+    Returns: nothing.
+    Must: return at once, without I/O: hand the event to a thread of your own, through a queue
+    with a limit.
+    If it raises: logged; so is a call that takes more than 50 ms. After ten such failures running
+    the plugin hears of no event until slimd or the configuration is loaded again.
+
+    :param event: what happened.
     """

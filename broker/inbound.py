@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Protocol
 from slim.broker.decisions import Direction, FlowRequest, Identity
 from slim.broker.endpoints import Address, Endpoint, from_packed16, packed16
 from slim.broker.errors import ControlError
+from slim.broker.events import SourceDenied
 from slim.broker.local import messages
 from slim.broker.peers import messages as peer_messages
 from slim.broker.registry import host_endpoint
@@ -94,6 +95,16 @@ class Inbound:
         )
         if not verdict.allow:
             self.counters["ingress_denied"] += 1
+            self._registry.publish(
+                SourceDenied(
+                    workload=workload.state.name,
+                    overlay_local=str(Endpoint(destination, asked.port)),
+                    peer_host=peer,
+                    source_workload=f"{asked.namespace}/{asked.workload}",
+                    source_address=str(from_packed16(asked.source)),
+                    rule=verdict.rule,
+                )
+            )
             return peer_messages.ResolvedDenied(asked.token, DENIED_LIFETIME_MS, verdict.rule)
         if verdict.audit:
             self.counters["ingress_would_deny"] += 1

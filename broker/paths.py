@@ -21,6 +21,8 @@ from slim.broker.kernel import sockaddr
 from slim.broker.kernel.socket_options import reset
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from slim.broker.endpoints import Endpoint
 
 log = logging.getLogger(__name__)
@@ -46,6 +48,8 @@ class HostPaths:
     def __init__(self) -> None:
         self._paths: dict[Endpoint, Path] = {}
         self._probes: dict[Endpoint, asyncio.Task[bool]] = {}
+        self.on_failed: Callable[[Endpoint, str], None] = lambda endpoint, error: None
+        """Told whenever a probe or a connection did not get through."""
 
     async def is_good(self, endpoint: Endpoint) -> bool:
         """Whether the path works, by a recent probe or one made now, which callers share."""
@@ -68,6 +72,7 @@ class HostPaths:
         path.failed_until = time.monotonic() + path.back_off_s
         path.back_off_s = min(2 * path.back_off_s, BACK_OFF_LAST_S)
         path.error = error
+        self.on_failed(endpoint, error)
 
     def forget(self, endpoint: Endpoint) -> None:
         """The listener there is gone, or new."""
@@ -92,7 +97,6 @@ class HostPaths:
         finally:
             del self._probes[endpoint]
         if error:
-            log.warning("host path to %s failed: %s", endpoint, error)
             self.failed(endpoint, error)
             return False
         path = self._path(endpoint)

@@ -6,6 +6,7 @@ import logging
 from collections import Counter, defaultdict
 from typing import TYPE_CHECKING
 
+from slim.broker import events
 from slim.broker.decisions import Identity
 from slim.broker.endpoints import contains_any, from_packed16, packed16
 from slim.broker.local import messages
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
     from slim.broker.admission_keys import AdmissionKeys
     from slim.broker.control_links import TrapsServer
-    from slim.broker.endpoints import Address
+    from slim.broker.endpoints import Address, Endpoint
     from slim.broker.inbound import Inbound
     from slim.broker.peers.channel import PeerLinks
     from slim.broker.peers.link import PeerInfo
@@ -175,6 +176,7 @@ class Peering:
 
     def connected(self, peer: PeerInfo) -> None:
         host = peer.host
+        self._registry.publish(events.PeerConnected(peer_host=host))
         # Policy may have changed while there was no channel, or no slimd.
         self._tell_epoch(peer)
         self._tell_labels(peer)
@@ -184,8 +186,12 @@ class Peering:
 
         self._keys.start(host, list(peer.addresses), deliver)
 
-    def disconnected(self, peer: PeerInfo) -> None:
+    def disconnected(self, peer: PeerInfo, why: str) -> None:
         self._keys.stop(peer.host)
+        self._registry.publish(events.PeerDisconnected(peer_host=peer.host, reason=why))
+
+    def failed(self, endpoint: Endpoint, why: str) -> None:
+        self._registry.publish(events.PeerFailed(endpoint=str(endpoint), reason=why))
 
     def take_own_key(self, key: peer_messages.Key) -> bool:
         return self._traps.send(

@@ -12,6 +12,8 @@ import importlib
 import importlib.metadata
 import logging
 import os
+import threading
+import time
 from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     from slim.broker.decisions import Direction, FlowRequest, Identity
     from slim.broker.discovery import DiscoveryBackend, DiscoveryContext, Located
     from slim.broker.endpoints import Address
+    from slim.broker.events import Event
     from slim.broker.plugin_settings import PluginSettings
 
 log = logging.getLogger(__name__)
@@ -42,12 +45,16 @@ BUILTIN_PLUGINS = (
     "slim.plugins.discovery.static",
     "slim.plugins.discovery.rendezvous",
     "slim.plugins.encryption.aesgcm",
+    "slim.plugins.observe.jsonlines",
 )
 _OWN_NAMES = {module.rpartition(".")[2] for module in BUILTIN_PLUGINS}
 ENTRY_POINT_GROUP = "slim"
 BLOCK_VARIABLE = "SLIM_BLOCKED_PLUGINS"
 DISTRIBUTION = "slim-broker"
 MAX_LOCATED_LIFETIME_S = 3600.0
+MUTE_AFTER = 10
+"""So many events running on which slim_observe raised, or was slow."""
+SLOW_OBSERVER_S = 0.05
 _BACKEND_METHODS = ("locate", "workload_added", "workload_removed", "close")
 
 
@@ -82,6 +89,12 @@ class Plugins:
         self._complained: set[tuple[str, str]] = set()
         self.errors: Counter[str] = Counter()
         """Exceptions that plugins raised, by plugin."""
+        self.observing_s: Counter[str] = Counter()
+        """What slim_observe took, in seconds, by plugin."""
+        self.on_failed: Callable[[str, str, str], None] = lambda plugin, hook, reason: None
+        """Told of every exception: plugin, hook, what it was."""
+        self._failed_observers: Counter[str] = Counter()
+        """Failures running, by plugin."""
         named = environ.get(BLOCK_VARIABLE, "").split(",")
         self.shaping = shaping or ShapingRules()
         self._blocked = {*block, *filter(None, map(str.strip, named))}
@@ -94,6 +107,7 @@ class Plugins:
             log.warning("blocked plugin %r does not exist", name)
         self._check_hook_names()
         self._callers = {hook: [*self._callers_of(hook)] for hook in _hook_names()}
+        self._observers = self._callers["slim_observe"]
 
     # --- hooks, one method each
 
@@ -169,6 +183,45 @@ class Plugins:
                     hint=_remedy(plugin),
                 ) from error
         return {name: backend for name, (_, backend) in backends.items()}
+
+    @property
+    def has_observers(self) -> bool:
+        """Whether any plugin still wants to hear of events."""
+        return any(self._failed_observers[name] < MUTE_AFTER for name, _ in self._observers)
+
+    def observe(self, event: Event) -> None:
+        """slim_observe; a plugin that goes on failing, or being slow, hears no more."""
+        for name, caller in self._observers:
+            if self._failed_observers[name] >= MUTE_AFTER:
+                continue
+            started = time.perf_counter()
+            failure: Exception | None = None
+            try:
+                caller(event=event)
+            except Exception as error:  # noqa: BLE001 - whatever it is, others hear of the event
+                failure = error
+            took_s = time.perf_counter() - started
+            self.observing_s[name] += took_s  # type: ignore[assignment]
+            if failure is None and took_s > SLOW_OBSERVER_S:
+                failure = TimeoutError(f"took {took_s * 1000:.0f} ms, and everything waits for it")
+            if failure is None:
+                self._failed_observers[name] = 0
+                continue
+            self._failed_observers[name] += 1
+            self._complain(name, "slim_observe", failure)
+            if self._failed_observers[name] == MUTE_AFTER:
+                log.error("plugin %r hears of no event any more", name)
+
+    def stop(self) -> threading.Thread:
+        """slim_stop, in a thread that keeps nobody from ending; wait for it, but not for long."""
+        thread = threading.Thread(target=self._stop, name="slim_stop", daemon=True)
+        thread.start()
+        return thread
+
+    def _stop(self) -> None:
+        for name, result in self._results("slim_stop"):
+            if isinstance(result, _Raised):
+                log.error("plugin %r: slim_stop raised %s", name, _text(result.error))
 
     # --- what is loaded
 
@@ -313,6 +366,7 @@ class Plugins:
         self._complained.add((plugin, hook))
         cause = error if first else None
         log.error("plugin %r: %s raised %s", plugin, hook, _text(error), exc_info=cause)
+        self.on_failed(plugin, hook, _text(error))
 
 
 class _GuardedBackend:

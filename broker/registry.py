@@ -24,15 +24,18 @@ from slim.broker.endpoints import (
     packed16,
 )
 from slim.broker.errors import ControlError
+from slim.broker.events import WouldDeny
 from slim.broker.kernel.addresses import pick_source, read_addresses
 from slim.broker.local.states import ContainerState, WorkloadState
+from slim.broker.observing import ignore
 from slim.broker.queues import mark_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from slim.broker.config import OverlayConfig
     from slim.broker.decisions import Verdict
+    from slim.broker.events import Event
     from slim.broker.local.messages import ListenerUp
     from slim.broker.plugin_manager import Plugins
 
@@ -107,6 +110,8 @@ class Registry:
     """How often each rule would have denied, if it were not only watched."""
     epoch: int = 0
     """Counts changes of policy, here or at a peer: a verdict of an older epoch is asked again."""
+    publish: Callable[[Event], None] = ignore
+    """Where control's parts tell what happens (observing.py)."""
 
     def __iter__(self) -> Iterator[Workload]:
         return iter([*self.workloads.values()])
@@ -215,7 +220,7 @@ class Registry:
         """Count and log a flow that only audit let through."""
         if len(self.audited) < MAX_AUDITED or verdict.rule in self.audited:
             self.audited[verdict.rule] += 1
-        log.info("%s would be denied: %s", flow, verdict.rule)
+        self.publish(WouldDeny(flow=flow, rule=verdict.rule))
 
     def counters(self) -> dict[str, int]:
         return {

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from slim.broker import queues
 from slim.broker.config import check_host_addresses, check_host_ports, load_config
 from slim.broker.errors import ConfigError, SlimError
+from slim.broker.events import PolicyChanged
 from slim.broker.peers.pki import load_host_credentials
 from slim.broker.plugin_manager import Plugins
 from slim.broker.plugin_settings import PluginSettings
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from slim.broker.discovery import DiscoveryBackend
     from slim.broker.discovery_choice import Discovery
     from slim.broker.inbound import Inbound
+    from slim.broker.observing import Observing
     from slim.broker.peers.channel import PeerLinks
     from slim.broker.peers.pki import HostCredentials
     from slim.broker.registry import Registry, Workload
@@ -177,6 +179,7 @@ class Reloading:
     run_server: RunServer
     links: PeerLinks | None
     revocation: Revocation
+    observing: Observing
 
     async def run(self, running: BrokerConfig) -> Prepared | list[SlimError]:
         """Put the file in force; or its mistakes, which are logged, and all is as it was."""
@@ -203,7 +206,10 @@ class Reloading:
         """All at once: nothing else of control runs meanwhile."""
         config = new.config
         self.registry.overlays = config.overlays
+        replaced = self.registry.plugins
         self.registry.use_policy(new.plugins)
+        self.observing.use(new.plugins)
+        replaced.stop()
         self.resolver.deny_errno = config.policy.errno
         self.inbound.lifetime_s = config.limits.flow_lifetime_s
         self.inbound.forget_flows()
@@ -215,7 +221,8 @@ class Reloading:
         logging.getLogger().setLevel(config.log.level.upper())
         self._relabel(running, config)
         self.revocation.policy_changed()
-        log.info("reloaded %s: policy epoch %d", config.path, self.registry.epoch)
+        log.info("reloaded %s", config.path)
+        self.observing.publish(PolicyChanged(epoch=self.registry.epoch))
         for key in new.needs_restart:
             log.warning("%s: %s changed: restart slimd to put it in force", config.path, key)
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from slim.broker.admin import messages as admin
 from slim.broker.connections import ConnectionRecord, read_limited, read_records
-from slim.broker.decisions import is_audited
+from slim.broker.decisions import verdict_word
 from slim.broker.kernel.namespaces import in_namespace
 from slim.broker.kernel.pidfd import command_name
 from slim.broker.kernel.sock_diag import LIVE_STATES, TcpSocket, dump_tcp
@@ -154,19 +154,13 @@ def _connection(
         host_peer=_text(record.host_endpoint()) if is_fast else "",
         path=record.path,
         reason=record.reason,
-        verdict=_verdict(record),
+        verdict=verdict_word(record.path, record.rule),
         rule=record.rule,
         state=sock.state_name if sock is not None else "",
         age_s=max(0.0, now - record.created),
         cookie=record.cookie,
         limits=record.describe_limits(),
     )
-
-
-def _verdict(record: ConnectionRecord) -> str:
-    if record.path == "denied":
-        return "deny"
-    return "audit" if is_audited(record.rule) else "allow"
 
 
 def list_containers(registry: Registry, snapshot: Snapshot | None) -> admin.Containers:

@@ -24,6 +24,7 @@ from slim.broker.cutting import Victim, local_end
 from slim.broker.endpoints import contains_any, from_packed16
 from slim.broker.enforcing import Enforcing
 from slim.broker.errors import ControlError, SlimError
+from slim.broker.events import ConnectionsCut
 from slim.broker.judging import Ingress, Judge
 from slim.broker.local import messages
 from slim.broker.peers import messages as peer_messages
@@ -358,7 +359,9 @@ class Revocation:
         self.counters[f"connections_cut_{why}"] += len(ended)
         rules = Counter(victim.rule for victim in victims if victim.record.cookie in ended)
         for rule, count in rules.items():
-            log.info("%d connections cut: %s", count, rule)
+            self._registry.publish(
+                ConnectionsCut(why=why.removeprefix("by_"), rule=rule, count=count)
+            )
         if why != "by_peer":
             self._tell_ends(victim for victim in victims if victim.record.cookie in ended)
         return ended

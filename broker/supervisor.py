@@ -10,6 +10,7 @@ import contextlib
 import errno
 import logging
 import os
+import time
 from typing import TYPE_CHECKING
 
 from slim.broker.errors import SyscallError, TargetGone
@@ -31,7 +32,7 @@ log = logging.getLogger(__name__)
 class PendingCall:
     """One notification that waits for its answer."""
 
-    __slots__ = ("container", "notification", "workload")
+    __slots__ = ("container", "notification", "received", "workload")
 
     def __init__(
         self,
@@ -42,6 +43,7 @@ class PendingCall:
         self.container = container
         self.workload = workload
         self.notification = notification
+        self.received = time.monotonic()
 
     @property
     def tid(self) -> int:

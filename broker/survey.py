@@ -20,7 +20,7 @@ from slim.broker.slots import SlotStore
 from slim.broker.sweeping import Living, Sweep
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from slim.broker.admission.keyring import InboundFlow
     from slim.broker.connections import ConnectionRecord
@@ -42,32 +42,49 @@ class Survey:
         self._keeper = keeper
         self._traps = traps
         self._records: reporting.Records | None = None
+        self._sweep = Sweep()
+        self._sweeping = asyncio.Lock()
 
     def close(self) -> None:
         if self._records is not None:
             self._records.close()
 
-    async def sweep(self) -> None:
-        """Tell traps which connections are over."""
-        sweep = Sweep()
+    async def sweep(self, on_ended: Callable[[list[ConnectionRecord]], None]) -> None:
+        """Tell `on_ended` which connections are over, and traps which it may forget."""
         while True:
             await asyncio.sleep(SWEEP_EVERY_S)
             try:
                 records = await self._open_records()
                 if records is None:
                     continue
-                living = Living(self._registry)
-                cookies = await asyncio.to_thread(sweep.find, records.each(), living.has)
+                opened, living = Living(self._registry, LIVE_STATES), Living(self._registry)
+                async with self._sweeping:
+                    swept = await asyncio.to_thread(
+                        self._sweep.find, records.each(), opened.has, living.has
+                    )
+                    on_ended(swept.ended)
             except ControlError:
                 continue
             except OSError as error:
                 # No fd or memory for a look: the next one may have it.
                 log.warning("connections that are over are not looked for: %s", error)
                 continue
+            cookies = [record.cookie for record in swept.gone]
             for start in range(0, len(cookies), COOKIES_PER_MESSAGE):
                 self._traps.send(
                     messages.ForgetConnections(cookies[start : start + COOKIES_PER_MESSAGE])
                 )
+
+    async def ended_with(self, workload: int) -> list[ConnectionRecord]:
+        """Connections whose end was not told yet, of a workload that traps is to forget."""
+        try:
+            records = await self._open_records()
+        except ControlError:
+            return []
+        if records is None:
+            return []
+        async with self._sweeping:
+            return await asyncio.to_thread(self._sweep.find_of, records.each(), workload)
 
     async def count_open(self) -> int:
         """Connections that are not over; those in TIME_WAIT are, for their programs."""

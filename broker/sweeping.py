@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from slim.broker.kernel.namespaces import in_namespace
@@ -55,31 +56,71 @@ class Living:
             return set()
 
 
+@dataclass(frozen=True, slots=True)
+class Swept:
+    """What one look found."""
+
+    ended: list[ConnectionRecord]
+    """Over for their programs; the kernel may keep them for a minute in TIME_WAIT."""
+    gone: list[ConnectionRecord]
+    """In the kernel's tables no more: these may be forgotten."""
+
+
 class Sweep:
-    """Which records may be forgotten: gone from sock_diag in two looks running.
+    """Which connections are over, each end told once: missing in two looks running.
 
     In one look a record may be newer than the list of sockets.
     """
 
     def __init__(self) -> None:
         self._missing: set[int] = set()
+        self._not_open: set[int] = set()
+        self._ended: set[int] = set()
+        """Told, and still on record."""
 
     def find(
-        self, records: Iterable[ConnectionRecord], is_alive: Callable[[ConnectionRecord], bool]
-    ) -> list[int]:
-        """Their cookies. Takes milliseconds per thousand records: run it beside the event loop."""
+        self,
+        records: Iterable[ConnectionRecord],
+        is_open: Callable[[ConnectionRecord], bool],
+        is_alive: Callable[[ConnectionRecord], bool],
+    ) -> Swept:
+        """What is open is alive. Milliseconds per thousand records: run it beside the loop."""
         now = time.time()
-        missing = set()
-        gone = []
+        missing, not_open, still_ended = set[int](), set[int](), set[int]()
+        found = Swept([], [])
         for record in records:
+            cookie = record.cookie
             if record.path == "denied":
                 # The clock may have been set back since.
                 if not 0 <= now - record.created <= DENIED_KEPT_S:
-                    gone.append(record.cookie)
-            elif not is_alive(record):
-                if record.cookie in self._missing:
-                    gone.append(record.cookie)
-                else:
-                    missing.add(record.cookie)
-        self._missing = missing
-        return gone
+                    found.gone.append(record)
+                continue
+            if is_open(record):
+                continue
+            if cookie in self._ended:
+                still_ended.add(cookie)
+            elif cookie in self._not_open:
+                found.ended.append(record)
+                still_ended.add(cookie)
+            else:
+                not_open.add(cookie)
+            if is_alive(record):
+                continue
+            if cookie in self._missing:
+                found.gone.append(record)
+            # Whoever is to forget it may be slow: then it is found once more.
+            missing.add(cookie)
+        self._missing, self._not_open, self._ended = missing, not_open, still_ended
+        return found
+
+    def find_of(self, records: Iterable[ConnectionRecord], workload: int) -> list[ConnectionRecord]:
+        """Connections of a workload that is no more, whose end was not told: it is now."""
+        found = [
+            record
+            for record in records
+            if record.workload == workload
+            and record.path != "denied"
+            and record.cookie not in self._ended
+        ]
+        self._ended |= {record.cookie for record in found}
+        return found

@@ -35,6 +35,7 @@ from slim.broker.kernel.namespaces import own_netns_cookie
 from slim.broker.listeners import HostPorts, ListenerTable
 from slim.broker.local import messages, states
 from slim.broker.loop import Loop
+from slim.broker.news_ring import NewsRing
 from slim.broker.perform import forget_dead_threads
 from slim.broker.recovery import find_epoll_numbers, finish, restart_held_calls
 from slim.broker.slots import SlotStore
@@ -49,6 +50,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 REPLAY_WINDOWS = 1024
+NEWS = 4096
+"""New connections that control may be behind, before it misses some."""
 ACCEPT_MARGIN_S = 60
 EXPIRE_EVERY_S = 10.0
 TELL_COUNTERS_EVERY_S = 1.0
@@ -128,6 +131,7 @@ class Traps:
             listeners=ListenerTable(connections),
             host_ports=HostPorts(ports, connections, quarantine_s=2 * lifetime),
             keyring=ring,
+            news=self._news(),
             control=self._control,
             keeper=self._keeper,
             hand=self._in_hand(),
@@ -150,6 +154,14 @@ class Traps:
         nonces = Nonces.create()
         self._keeper.store("memory/nonces", b"", (nonces.fileno(),))
         return nonces
+
+    def _news(self) -> NewsRing:
+        held = self._held.pop("memory/news", None)
+        if held is not None:
+            return NewsRing(held[1][0])
+        news = NewsRing.create("slim-news", slot_bytes=SLOT_BYTES, slots=NEWS)
+        self._keeper.store("memory/news", b"", (news.fileno(),))
+        return news
 
     def _in_hand(self) -> InHand:
         held = self._held.pop("memory/in-hand", None)

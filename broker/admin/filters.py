@@ -11,7 +11,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from ipaddress import ip_network
-from typing import TYPE_CHECKING, Generic, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Generic, Protocol, TypeAlias, TypeVar
 
 from slim.broker.endpoints import Endpoint, parse_address
 from slim.broker.errors import SlimError
@@ -136,18 +136,18 @@ def connection_language(names: Names | None = None) -> Language[Connection]:
     """For connections and listeners; without names only the own end has one."""
     known = names or Names()
     makers: Makers[Connection] = {
-        "workload": _glob(lambda row: [row.workload]),
-        "process": _glob(lambda row: [row.process, *row.process.split("/", 1)]),
-        "src": lambda value: _end(value, 0, known),
-        "dst": lambda value: _end(value, 1, known),
-        "port": _port,
-        "dir": _choice(("out", "in", "listen"), lambda row: [row.direction]),
-        "path": _choice(("fast", "fallback", "denied"), lambda row: [row.path]),
-        "reason": _glob(lambda row: [row.reason]),
-        "verdict": _choice(("allow", "deny"), lambda row: [row.verdict]),
-        "rule": _glob(lambda row: [row.rule]),
-        "state": _glob(lambda row: [row.state]),
-        "id": _number(lambda row: row.cookie),
+        "workload": glob_test(lambda row: [row.workload]),
+        "process": glob_test(lambda row: [row.process, *row.process.split("/", 1)]),
+        "src": lambda value: end_test(value, 0, known),
+        "dst": lambda value: end_test(value, 1, known),
+        "port": port_test,
+        "dir": choice_test(("out", "in", "listen"), lambda row: [row.direction]),
+        "path": choice_test(("fast", "fallback", "denied"), lambda row: [row.path]),
+        "reason": glob_test(lambda row: [row.reason]),
+        "verdict": choice_test(("allow", "deny"), lambda row: [row.verdict]),
+        "rule": glob_test(lambda row: [row.rule]),
+        "state": glob_test(lambda row: [row.state]),
+        "id": number_test(lambda row: row.cookie),
     }
     return Language(makers, _connection_text)
 
@@ -155,14 +155,14 @@ def connection_language(names: Names | None = None) -> Language[Connection]:
 def container_language() -> Language[Container]:
     makers: Makers[Container] = {
         "container": lambda value: lambda row: fnmatchcase(row.container, f"{value}*"),
-        "workload": _glob(lambda row: [row.workload]),
-        "namespace": _glob(lambda row: [row.namespace]),
-        "overlay": _glob(lambda row: [row.overlay]),
+        "workload": glob_test(lambda row: [row.workload]),
+        "namespace": glob_test(lambda row: [row.namespace]),
+        "overlay": glob_test(lambda row: [row.overlay]),
         "address": _address,
-        "pid": _number(lambda row: row.pid),
-        "command": _glob(lambda row: [" ".join(row.command), *row.command[:1]]),
-        "label": _glob(lambda row: [*row.labels, *_labels(row)]),
-        "isolated": _choice(("ingress", "egress"), lambda row: row.isolated),
+        "pid": number_test(lambda row: row.pid),
+        "command": glob_test(lambda row: [" ".join(row.command), *row.command[:1]]),
+        "label": glob_test(lambda row: [*row.labels, *_labels(row)]),
+        "isolated": choice_test(("ingress", "egress"), lambda row: row.isolated),
     }
     return Language(makers, _container_text)
 
@@ -182,13 +182,27 @@ def _labels(row: Container) -> Iterator[str]:
     return (f"{key}={value}" for key, value in row.labels.items())
 
 
-def _ends(row: Connection) -> tuple[str, str]:
+class HasEnds(Protocol):
+    """A connection, or an event of one."""
+
+    @property
+    def direction(self) -> str: ...
+    @property
+    def workload(self) -> str: ...
+    @property
+    def overlay_local(self) -> str: ...
+    @property
+    def overlay_peer(self) -> str: ...
+
+
+def _ends(row: HasEnds) -> tuple[str, str]:
     """Who connected, and to what; a listener is what one connects to."""
     own, peer = row.overlay_local, row.overlay_peer
     return (own, peer) if row.direction == "out" else (peer, own)
 
 
-def _end(value: str, index: int, names: Names) -> Test[Connection]:
+def end_test(value: str, index: int, names: Names) -> Test[HasEnds]:
+    """Who connected (index 0), or to what (1)."""
     try:
         network = ip_network(value)
     except ValueError as error:
@@ -197,24 +211,24 @@ def _end(value: str, index: int, names: Names) -> Test[Connection]:
             raise ValueError(f"{error}; write a name (db*), an address or a network") from None
         return lambda row: any(fnmatchcase(n, value) for n in _end_names(row, index, names))
 
-    def test(row: Connection) -> bool:
+    def test(row: HasEnds) -> bool:
         end = _ends(row)[index]
         return bool(end) and Endpoint.parse(end).address in network
 
     return test
 
 
-def _end_names(row: Connection, index: int, names: Names) -> Iterable[str]:
+def _end_names(row: HasEnds, index: int, names: Names) -> Iterable[str]:
     if (index == 0) == (row.direction == "out"):
         return (row.workload,)
     end = _ends(row)[index]
     return names.find(row.workload, Endpoint.parse(end).address) if end else ()
 
 
-def _port(value: str) -> Test[Connection]:
+def port_test(value: str) -> Test[HasEnds]:
     port = _digits(value)
 
-    def test(row: Connection) -> bool:
+    def test(row: HasEnds) -> bool:
         to = _ends(row)[1]
         return bool(to) and Endpoint.parse(to).port == port
 
@@ -229,11 +243,11 @@ def _address(value: str) -> Test[Container]:
     return lambda row: any(parse_address(text) in network for text in row.addresses)
 
 
-def _glob(values: Callable[[T], Iterable[str]]) -> Callable[[str], Test[T]]:
+def glob_test(values: Callable[[T], Iterable[str]]) -> Callable[[str], Test[T]]:
     return lambda value: lambda row: any(fnmatchcase(text, value) for text in values(row))
 
 
-def _choice(
+def choice_test(
     choices: tuple[str, ...], values: Callable[[T], Iterable[str]]
 ) -> Callable[[str], Test[T]]:
     def make(value: str) -> Test[T]:
@@ -244,7 +258,7 @@ def _choice(
     return make
 
 
-def _number(number: Callable[[T], int]) -> Callable[[str], Test[T]]:
+def number_test(number: Callable[[T], int]) -> Callable[[str], Test[T]]:
     def make(value: str) -> Test[T]:
         wanted = _digits(value)
         return lambda row: number(row) == wanted

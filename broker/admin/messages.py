@@ -6,13 +6,17 @@ admin.client). Addresses are text here, since people and scripts read them.
 
 from __future__ import annotations
 
-from typing import TypeAlias
+from typing import Annotated, TypeAlias
 
 import msgspec
+
+from slim.broker.events import Event
 
 PROTOCOL = 1
 MAX_REQUEST = 64 * 1024
 MAX_ANSWER = 64 * 1024 * 1024
+MAX_EVENTS = 1000
+MAX_WAIT_S = 5.0
 
 
 class AdminMessage(msgspec.Struct, frozen=True, tag=True):
@@ -32,6 +36,19 @@ class GetConnections(AdminMessage, frozen=True):
 
 
 class GetPlugins(AdminMessage, frozen=True):
+    protocol: int = PROTOCOL
+
+
+class GetEvents(AdminMessage, frozen=True):
+    """What happened behind the event of that number (Events.last), now or within `wait_s`.
+
+    Ask again with the new `last` to follow. A number of 0 is before the oldest that is kept; one
+    that is not reached yet was a predecessor's.
+    """
+
+    after: int = 0
+    limit: Annotated[int, msgspec.Meta(ge=1, le=MAX_EVENTS)] = MAX_EVENTS
+    wait_s: Annotated[float, msgspec.Meta(ge=0, le=MAX_WAIT_S)] = 0.0
     protocol: int = PROTOCOL
 
 
@@ -205,14 +222,31 @@ class Plugins(AdminMessage, frozen=True):
     plugins: list[Plugin]
 
 
+class Events(AdminMessage, frozen=True):
+    events: list[Event]
+    last: int
+    """Number of the newest of them."""
+    lost: int
+    """Events behind the number that was asked for which are gone, or were never kept."""
+
+
 AdminRequest: TypeAlias = (
-    GetStatus | GetContainers | GetConnections | GetPlugins | Reload | Cut | Explain | Stop
+    GetStatus
+    | GetContainers
+    | GetConnections
+    | GetPlugins
+    | GetEvents
+    | Reload
+    | Cut
+    | Explain
+    | Stop
 )
 AdminAnswer: TypeAlias = (
     Status
     | Containers
     | Connections
     | Plugins
+    | Events
     | Reloaded
     | CutDone
     | Explanation

@@ -55,12 +55,10 @@ def _print_csv(rows: Sequence[S], kind: type[S]) -> None:
     writer.writerow(fields)
     for row in rows:
         values = (getattr(row, field) for field in fields)
-        # A list or an object has no form in CSV: it is JSON within its cell.
-        writer.writerow(
-            printable(
-                msgspec.json.encode(value).decode()
-                if isinstance(value, list | dict)
-                else str(value)
-            )
-            for value in values
-        )
+        writer.writerow(map(csv_cell, values))
+
+
+def csv_cell(value: object) -> str:
+    """A value as text; a list or an object has no form in CSV: it is JSON within its cell."""
+    is_plain = not isinstance(value, list | dict)
+    return printable(str(value) if is_plain else msgspec.json.encode(value).decode())

@@ -18,6 +18,7 @@ _COMMANDS = {
     "connections": ("slim.broker.cli.connections", "List connections and listeners."),
     "cut": ("slim.broker.cli.cut", "End connections, at both ends."),
     "doctor": ("slim.broker.cli.doctor", "Check what this host offers, and say what to do."),
+    "events": ("slim.broker.cli.events", "Tell what happened, and what happens."),
     "explain": ("slim.broker.cli.explain", "Say what would become of a connection, and why."),
     "oci": ("slim.broker.cli.oci", "Bring containers of podman and docker under Slim."),
     "overlay": ("slim.broker.cli.overlay", "Build and show the built-in VXLAN overlay."),

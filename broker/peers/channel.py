@@ -272,9 +272,9 @@ class PeerLinks:
                 await self._greet(link)
         except (OSError, EOFError) as error:
             text = streams.explain(error)
-            # On demand, a peer that is down would be complained about again and again.
-            level = logging.DEBUG if text == dial.error else logging.WARNING
-            log.log(level, "channel to %s failed: %s", endpoint, text)
+            if text != dial.error:
+                # On demand, a peer that is down would be complained about again and again.
+                self._handler.failed(endpoint, text)
             dial.failed(text)
             self._counters["dials_failed"] += 1
             raise ControlError(f"channel to {endpoint}: {text}") from None
@@ -345,7 +345,6 @@ class PeerLinks:
         self._links[link.host] = link
         self._kept.set()
         self._kept = asyncio.Event()
-        log.info("channel to %s is up", link.host)
         self._handler.connected(link.info)
         return True
 
@@ -359,14 +358,13 @@ class PeerLinks:
             self._complain(link.host, f"channel to {link.host} dropped: {why}")
         except OSError as error:
             why = streams.explain(error)
-            log.info("channel to %s ended: %s (%s)", link.host, why, _summary(link.counters))
         finally:
             self._counters += link.counters
             if self._links.get(link.host) is link:
                 del self._links[link.host]
                 if dial is not None:
                     dial.ended(why, young=link.age_s < SETTLED_S)
-                self._handler.disconnected(link.info)
+                self._handler.disconnected(link.info, f"{why} ({_summary(link.counters)})")
 
     def _spawn(self, work: Coroutine[None, None, None]) -> None:
         task = asyncio.create_task(work)

@@ -11,8 +11,9 @@ import msgspec
 import pytest
 
 from slim.broker.admin import messages
-from slim.broker.cli import connections, doctor, plugins, ps, status
+from slim.broker.cli import connections, doctor, events, plugins, ps, status
 from slim.broker.cli.main import LazyGroup, slimctl
+from slim.broker.events import KINDS
 
 TEXT = Path(__file__).parents[2].joinpath("docs", "slimctl.md").read_text()
 CODE = {word for words in re.findall(r"`([^`]+)`", TEXT) for word in re.findall(r"[\w-]+", words)}
@@ -37,10 +38,13 @@ ANSWERS = (
 FIELDS = {
     *(field for struct in STRUCTS for field in struct.__struct_fields__),
     *(field.name for field in fields(doctor.Check)),
+    *(field for kind in KINDS.values() for field in kind.__struct_fields__),
+    *KINDS,
 }
 COLUMNS = [
     *(column.title for column in ps._COLUMNS),
     *(column.title for column in connections.COLUMNS),
+    *(column.title for column in events.COLUMNS),
     *(column.title for column in plugins._COLUMNS),
     *(column.title for column in status._PEERS),
 ]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from slim.broker.admin import messages
 from slim.broker.admin.server import AdminServer
+from slim.broker.observing import Observing
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -111,6 +112,7 @@ class FakeProvider:
     stops: list[bool] = field(default_factory=list)
     reloaded: messages.Reloaded = field(default_factory=lambda: messages.Reloaded([], []))
     cuts: list[int] = field(default_factory=list)
+    observing: Observing = field(default_factory=Observing)
     gone: list[int] = field(default_factory=list)
     """Connections that end before they can be cut."""
 
@@ -129,6 +131,11 @@ class FakeProvider:
     def plugins(self) -> messages.Plugins:
         self._fail()
         return messages.Plugins(self.plugin_rows)
+
+    async def events(self, asked: messages.GetEvents) -> messages.Events:
+        self._fail()
+        await self.observing.wait(asked.after, asked.wait_s)
+        return messages.Events(*self.observing.after(asked.after, asked.limit))
 
     async def reload(self) -> messages.Reloaded:
         self._fail()

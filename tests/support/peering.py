@@ -54,6 +54,9 @@ class Recorder:
     invalidated: list[messages.Invalidate] = field(default_factory=list)
     events: list[tuple[str, str]] = field(default_factory=list)
     news: list[messages.AnyPeerMessage] = field(default_factory=list)
+    ends: list[str] = field(default_factory=list)
+    """Why channels ended."""
+    failures: list[tuple[Endpoint, str]] = field(default_factory=list)
     gate: asyncio.Event | None = None
     """If given, answers wait for it."""
 
@@ -84,8 +87,12 @@ class Recorder:
     def connected(self, peer: PeerInfo) -> None:
         self.events.append(("connected", peer.host))
 
-    def disconnected(self, peer: PeerInfo) -> None:
+    def disconnected(self, peer: PeerInfo, why: str) -> None:
         self.events.append(("disconnected", peer.host))
+        self.ends.append(why)
+
+    def failed(self, endpoint: Endpoint, why: str) -> None:
+        self.failures.append((endpoint, why))
 
 
 def answer_fast(message: messages.Resolve) -> messages.ResolveAnswer:

@@ -70,6 +70,8 @@ CONTROL_SIDE = {
     "run_server",
     "oci",
     "claims",
+    "connection_news",
+    "observing",
     "conversations",
     "daemon",
     "paths",
@@ -91,6 +93,7 @@ SLOW_TO_IMPORT = {"asyncio", "pluggy", "ssl", "pyroute2", "pyseccomp"}
 CLI_MAY = {
     "cli",
     "admin",
+    "events",
     "config",
     "errors",
     "endpoints",

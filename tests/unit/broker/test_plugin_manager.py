@@ -21,6 +21,7 @@ from slim.broker.plugin_manager import BUILTIN_PLUGINS, Plugins
 from slim.broker.plugin_settings import PluginSettings
 from slim.broker.shaping import Shaping
 from slim.broker.shaping_rules import Selector, ShapingRule, ShapingRules
+from support.happenings import opened
 from support.lending import LoopbackContext
 
 if TYPE_CHECKING:
@@ -611,3 +612,72 @@ def test_tracing_shows_what_a_plugin_raised(
         plugins.trace()
         assert not plugins.decide(REQUEST).allow
     assert "slim_decide -> 'x'" in caplog.text
+
+
+# --- observation and the end
+
+
+def test_every_observer_hears_of_an_event(write_plugin: WritePlugin) -> None:
+    body = "heard = []\n@hookimpl\ndef slim_observe(event): heard.append(event)"
+    names = [write_plugin(body), write_plugin(body)]
+    plugins = load(*names)
+    plugins.observe(opened())
+    assert [sys.modules[name].heard for name in names] == [[opened()], [opened()]]
+    assert {*plugins.observing_s} >= {*names}
+
+
+def test_an_observer_that_fails_is_muted_and_keeps_nobody_else_from_hearing(
+    write_plugin: WritePlugin, caplog: pytest.LogCaptureFixture
+) -> None:
+    bad = write_plugin("calls = []\n@hookimpl\ndef slim_observe(event): calls.append(1 / 0)")
+    good = write_plugin("heard = []\n@hookimpl\ndef slim_observe(event): heard.append(event)")
+    plugins = load(bad, good)
+    failures: list[tuple[str, str, str]] = []
+    plugins.on_failed = lambda *told: failures.append(told)
+    for _ in range(plugin_manager.MUTE_AFTER + 5):
+        plugins.observe(opened())
+    assert len(sys.modules[good].heard) == plugin_manager.MUTE_AFTER + 5
+    assert plugins.errors[bad] == plugin_manager.MUTE_AFTER
+    assert failures[0] == (bad, "slim_observe", "ZeroDivisionError: division by zero")
+    assert f"plugin {bad!r} hears of no event any more" in caplog.text
+
+
+def test_an_observer_that_is_slow_is_muted(
+    write_plugin: WritePlugin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plugin_manager, "SLOW_OBSERVER_S", -1.0)
+    name = write_plugin("heard = []\n@hookimpl\ndef slim_observe(event): heard.append(event)")
+    plugins = load(name, block=["jsonlines"])
+    for _ in range(plugin_manager.MUTE_AFTER + 5):
+        plugins.observe(opened())
+    assert len(sys.modules[name].heard) == plugin_manager.MUTE_AFTER
+    assert not plugins.has_observers
+
+
+def test_failures_with_a_success_between_them_do_not_mute(write_plugin: WritePlugin) -> None:
+    name = write_plugin(
+        """
+        calls = []
+        @hookimpl
+        def slim_observe(event):
+            calls.append(event)
+            if len(calls) % 2:
+                raise ValueError
+        """
+    )
+    plugins = load(name)
+    for _ in range(4 * plugin_manager.MUTE_AFTER):
+        plugins.observe(opened())
+    assert len(sys.modules[name].calls) == 4 * plugin_manager.MUTE_AFTER
+
+
+def test_stopping_tells_every_plugin_and_waits_for_none(write_plugin: WritePlugin) -> None:
+    bad = write_plugin("@hookimpl\ndef slim_stop(): raise ValueError('no')")
+    good = write_plugin("ends = []\n@hookimpl\ndef slim_stop(): ends.append(1)")
+    slow = write_plugin(
+        "import threading\ngo = threading.Event()\n@hookimpl\ndef slim_stop(): go.wait(30)"
+    )
+    stopping = load(slow, good, bad).stop()
+    sys.modules[slow].go.set()
+    stopping.join(5)
+    assert sys.modules[good].ends == [1]

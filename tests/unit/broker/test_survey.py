@@ -59,6 +59,7 @@ def test_a_look_that_fails_does_not_end_the_sweep(monkeypatch: pytest.MonkeyPatc
     traps = FakeTraps()
     watched = Survey(cast("Any", None), cast("Any", None), cast("Any", traps))
     looks = 0
+    over: list[ConnectionRecord] = []
 
     class Records:
         def each(self) -> Iterator[ConnectionRecord]:
@@ -74,7 +75,7 @@ def test_a_look_that_fails_does_not_end_the_sweep(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(watched, "_open_records", open_records)
 
     async def sweep_until_forgotten() -> None:
-        sweep = asyncio.create_task(watched.sweep())
+        sweep = asyncio.create_task(watched.sweep(over.extend))
         try:
             async with asyncio.timeout(5):
                 await traps.heard.wait()
@@ -84,6 +85,7 @@ def test_a_look_that_fails_does_not_end_the_sweep(monkeypatch: pytest.MonkeyPatc
 
     asyncio.run(sweep_until_forgotten())
     assert traps.forgotten[0] == 9
+    assert [record.cookie for record in over] == [9]
 
 
 def never_alive(record: ConnectionRecord) -> bool:
@@ -98,10 +100,21 @@ def test_a_connection_is_over_when_two_looks_running_miss_it() -> None:
     """In one look its record may be newer than the list of sockets."""
     sweep = Sweep()
     found = [
-        sweep.find([record(9)], is_alive)
+        [gone.cookie for gone in sweep.find([record(9)], never_alive, is_alive).gone]
         for is_alive in (never_alive, always_alive, never_alive, never_alive)
     ]
     assert found == [[], [], [], [9]]
+
+
+def test_an_end_is_told_once_however_long_the_kernel_or_traps_keep_it() -> None:
+    sweep = Sweep()
+    looks = [(always_alive, always_alive), (never_alive, always_alive)]
+    looks += 3 * [(never_alive, always_alive)] + 3 * [(never_alive, never_alive)]
+    ends = [
+        [each.cookie for each in sweep.find([record(9)], is_open, is_alive).ended]
+        for is_open, is_alive in looks
+    ]
+    assert ends == [[], [], [9], [], [], [], [], []]
 
 
 @pytest.mark.parametrize(
@@ -114,7 +127,7 @@ def test_a_refusal_is_listed_for_a_while(
 ) -> None:
     monkeypatch.setattr(time, "time", lambda: NOW)
     refused = record(9, path="denied", created=created)
-    assert Sweep().find([refused], never_alive) == ([9] if is_gone else [])
+    assert Sweep().find([refused], never_alive, never_alive).gone == ([refused] if is_gone else [])
 
 
 def test_sockets_are_looked_for_where_their_connection_is() -> None:

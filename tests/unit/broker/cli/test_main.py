@@ -23,6 +23,7 @@ COMMANDS = (
     "connections",
     "cut",
     "doctor",
+    "events",
     "explain",
     "oci",
     "overlay",

@@ -1,0 +1,1 @@
+"""Discovery plugins: which slimd answers for an overlay address."""
