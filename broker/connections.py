@@ -165,6 +165,14 @@ def read_limited(store: SlotStore) -> Iterator[ConnectionRecord]:
     return _read(store, _UNLIMITED)
 
 
+def read_payloads(store: SlotStore) -> Iterator[tuple[int, bytes]]:
+    """Cookie and undecoded record of every connection: for who knows most of them already."""
+    prefix = key_of(KIND_CONNECTION, 0)[:8]
+    for key, payload in store.items():
+        if key[:8] == prefix:
+            yield int.from_bytes(key[8:], "little"), payload
+
+
 def _read(store: SlotStore, left_out: bytes) -> Iterator[ConnectionRecord]:
     prefix = key_of(KIND_CONNECTION, 0)[:8]
     for key, payload in store.items():

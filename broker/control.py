@@ -61,6 +61,7 @@ from slim.broker.sources import open_sources
 from slim.broker.survey import Survey
 from slim.broker.tasks import Tasks
 from slim.broker.traps_news import TrapsNews
+from slim.broker.watching import Watching
 
 if TYPE_CHECKING:
     from slim.broker.config import BrokerConfig
@@ -297,6 +298,7 @@ class Control:
                 registry=self._registry,
                 resolver=self._resolver,
                 survey=self._survey,
+                watching=Watching(self._registry, self._survey),
                 revocation=self._revocation,
                 keeper=self._keeper,
                 traps=self._traps,

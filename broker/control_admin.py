@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from slim.broker.resolver import Resolver
     from slim.broker.revocation import Revocation
     from slim.broker.survey import Survey
+    from slim.broker.watching import Watching
 
 
 class Steering(Protocol):
@@ -46,6 +47,7 @@ class ControlAdmin:
     registry: Registry
     resolver: Resolver
     survey: Survey
+    watching: Watching
     revocation: Revocation
     keeper: KeeperClient
     traps: TrapsServer
@@ -103,6 +105,9 @@ class ControlAdmin:
 
     async def connections(self) -> admin.Connections:
         return await self.survey.list_connections()
+
+    async def changes(self, after: int) -> admin.Changes:
+        return await self.watching.changes(after)
 
     def plugins(self) -> admin.Plugins:
         return admin.Plugins(

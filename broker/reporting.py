@@ -13,7 +13,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from slim.broker.admin import messages as admin
-from slim.broker.connections import ConnectionRecord, read_limited, read_records
+from slim.broker.connections import (
+    ConnectionRecord,
+    read_limited,
+    read_payloads,
+    read_records,
+)
 from slim.broker.decisions import verdict_word
 from slim.broker.kernel.namespaces import in_namespace
 from slim.broker.kernel.pidfd import command_name
@@ -62,15 +67,22 @@ class Records:
         """Those with a limit; 1 ms per thousand of all."""
         return [*read_limited(self._store)]
 
+    def payloads(self) -> Iterator[tuple[int, bytes]]:
+        """Every record undecoded, with its cookie; 1 ms per thousand."""
+        return read_payloads(self._store)
+
+    def listeners(self) -> list[ListenerRecord]:
+        return [*read_listeners(self._store)]
+
     def snapshot(self, registry: Registry) -> Snapshot:
         """Takes milliseconds per thousand connections: run it beside the event loop."""
         records = [*read_records(self._store)]
-        listeners = [*read_listeners(self._store)]
-        sockets = {sock.cookie: sock for sock in dump_tcp()}
+        listeners = self.listeners()
+        sockets = {sock.cookie: sock for sock in dump_tcp(info=True)}
         for cookie in {record.workload for record in records if record.path != "fast"}:
             workload = registry.workloads.get(cookie)
             if workload is not None:
-                sockets.update({sock.cookie: sock for sock in _dump_in(workload)})
+                sockets.update({sock.cookie: sock for sock in _dump_in(workload, info=True)})
         return Snapshot(records, listeners, sockets)
 
 
@@ -108,16 +120,19 @@ def list_connections(snapshot: Snapshot, registry: Registry) -> admin.Connection
     """Listeners and connections as slimctl shows them; finished ones left out."""
     now = time.time()
     names = {workload.state.cookie: workload.state.name for workload in registry}
-    found = [_listener(listener, names, now) for listener in snapshot.listeners]
+    found = [describe_listener(listener, names, now) for listener in snapshot.listeners]
     for record in snapshot.records:
         sock = snapshot.sockets.get(record.cookie)
         if sock is None and record.path != "denied":
             continue
-        found.append(_connection(record, sock, names, now))
+        found.append(describe_connection(record, sock, names, now))
     return admin.Connections(found)
 
 
-def _listener(listener: ListenerRecord, names: dict[int, str], now: float) -> admin.Connection:
+def describe_listener(
+    listener: ListenerRecord, names: dict[int, str], now: float
+) -> admin.Connection:
+    """`names` of workloads by cookie; `now` as time.time()."""
     return admin.Connection(
         direction="listen",
         workload=names.get(listener.workload, str(listener.workload)),
@@ -133,12 +148,14 @@ def _listener(listener: ListenerRecord, names: dict[int, str], now: float) -> ad
         state="listen",
         age_s=max(0.0, now - listener.created),
         cookie=listener.cookie,
+        since=listener.created,
     )
 
 
-def _connection(
+def describe_connection(
     record: ConnectionRecord, sock: TcpSocket | None, names: dict[int, str], now: float
 ) -> admin.Connection:
+    """As describe_listener; without a socket: of one that was refused."""
     is_fast = record.path == "fast"
     local = record.local_endpoint()
     if not local.port and sock is not None:
@@ -160,6 +177,13 @@ def _connection(
         age_s=max(0.0, now - record.created),
         cookie=record.cookie,
         limits=record.describe_limits(),
+        since=record.created,
+        peer_host=record.peer_host,
+        rtt_ms=sock.rtt_us / 1000 if sock is not None else 0.0,
+        retransmits=sock.retransmits if sock is not None else 0,
+        bytes_acked=sock.bytes_acked if sock is not None else 0,
+        bytes_received=sock.bytes_received if sock is not None else 0,
+        delivery_rate=sock.delivery_rate if sock is not None else 0,
     )
 
 

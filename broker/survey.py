@@ -133,11 +133,15 @@ class Survey:
         """The sockets behind the records, by cookie, of those that are not over."""
         return await asyncio.to_thread(reporting.find_sockets, self._registry, records, info=info)
 
-    async def snapshot(self) -> reporting.Snapshot | None:
+    async def open_records(self) -> reporting.Records | None:
+        """The records themselves, borrowed; None while there are none to be had."""
         try:
-            records = await self._open_records()
+            return await self._open_records()
         except ControlError:
             return None
+
+    async def snapshot(self) -> reporting.Snapshot | None:
+        records = await self.open_records()
         if records is None:
             return None
         return await asyncio.to_thread(records.snapshot, self._registry)

@@ -39,6 +39,16 @@ class GetPlugins(AdminMessage, frozen=True):
     protocol: int = PROTOCOL
 
 
+class GetChanges(AdminMessage, frozen=True):
+    """What is new in the table of connections since that generation; 0: all of it.
+
+    Slimd looks at most once a second, whoever asks.
+    """
+
+    after: int = 0
+    protocol: int = PROTOCOL
+
+
 class GetEvents(AdminMessage, frozen=True):
     """What happened behind the event of that number (Events.last), now or within `wait_s`.
 
@@ -206,10 +216,49 @@ class Connection(msgspec.Struct, frozen=True):
     cookie: int
     limits: str = ""
     """what is limited, in the units of the configuration; empty: nothing"""
+    since: float = 0.0
+    """seconds since 1970"""
+    peer_host: str = ""
+    """the host at the other end of the wire; empty where the path is not fast"""
+    rtt_ms: float = 0.0
+    """this and what follows as ss(8) has it, by the kernel's TCP_INFO"""
+    retransmits: int = 0
+    bytes_acked: int = 0
+    """of what was sent"""
+    bytes_received: int = 0
+    delivery_rate: int = 0
+    """bytes per second that the peer acknowledged when there last was much to send"""
 
 
 class Connections(AdminMessage, frozen=True):
     connections: list[Connection]
+
+
+class Traffic(msgspec.Struct, frozen=True, array_like=True):
+    """What changes about a connection all the time; as in Connection."""
+
+    cookie: int
+    rtt_us: int
+    retransmits: int
+    bytes_acked: int
+    bytes_received: int
+    delivery_rate: int
+
+
+class Changes(AdminMessage, frozen=True):
+    """The table of connections and listeners, or what changed in it."""
+
+    generation: int
+    """to ask for what comes after this"""
+    is_whole: bool
+    """everything is here, and what is not here is gone"""
+    at: float
+    """when slimd looked, in seconds of its monotonic clock"""
+    rows: list[Connection]
+    """new, or with another state; without figures, which are in `traffic`"""
+    gone: list[int]
+    """cookies"""
+    traffic: list[Traffic]
 
 
 class Plugin(msgspec.Struct, frozen=True):
@@ -235,6 +284,7 @@ AdminRequest: TypeAlias = (
     | GetContainers
     | GetConnections
     | GetPlugins
+    | GetChanges
     | GetEvents
     | Reload
     | Cut
@@ -245,6 +295,7 @@ AdminAnswer: TypeAlias = (
     Status
     | Containers
     | Connections
+    | Changes
     | Plugins
     | Events
     | Reloaded

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 import click
 
 from slim.broker.admin import client, messages
+from slim.broker.admin.mirror import STILL, Mirror
 from slim.broker.cli.filtering import FilterCommand, compile_connections
-from slim.broker.cli.listing import form_options, print_listing
-from slim.broker.cli.tables import Column, age
+from slim.broker.cli.listing import form_options, print_listing, repeat, watch_options
+from slim.broker.cli.tables import Column, age, amount
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -48,6 +49,12 @@ COLUMNS: list[Column[messages.Connection]] = [
     Column("PATH", _path),
     Column("VERDICT", _verdict, from_width=100),
     Column("LIMITS", lambda row: row.limits or "-", from_width=160),
+    Column(
+        "RTT", lambda row: f"{row.rtt_ms:.2f}" if row.rtt_ms else "-", from_width=170, right=True
+    ),
+    Column("RETR", lambda row: str(row.retransmits), from_width=170, right=True),
+    Column("SENT", lambda row: amount(row.bytes_acked), from_width=170, right=True),
+    Column("RECEIVED", lambda row: amount(row.bytes_received), from_width=170, right=True),
     Column("STATE", lambda row: row.state or "-", from_width=40),
     Column("AGE", lambda row: age(row.age_s), from_width=60, right=True),
 ]
@@ -56,6 +63,7 @@ COLUMNS: list[Column[messages.Connection]] = [
 @click.command(cls=FilterCommand)
 @click.argument("terms", nargs=-1, metavar="[FILTER]...")
 @form_options
+@watch_options
 @click.option(
     "--workload", "workloads", multiple=True, help="Only of this workload; may be repeated."
 )
@@ -73,6 +81,8 @@ def connections(
     terms: tuple[str, ...],
     form: str,
     as_json: bool,
+    watch: bool,
+    every: float,
     workloads: tuple[str, ...],
     paths: tuple[str, ...],
     listeners: str,
@@ -83,16 +93,42 @@ def connections(
     port:5432 path:fallback -state:close-wait word /regex/
     """
     matches = compile_connections(run_dir, terms)
-    answer = client.ask(run_dir, messages.GetConnections(), messages.Connections).connections
-    rows = [
-        row
-        for row in answer
-        if (not workloads or row.workload in workloads)
-        and (not paths or row.path in paths)
-        and (listeners == "all" or (row.direction == "listen") == (listeners == "only"))
-        and matches(row)
-    ]
-    rows.sort(key=lambda row: (row.workload, row.direction != "listen", -row.age_s))
     form = "json" if as_json else form
-    empty = f"none of {len(answer)} matches" if answer else "no connections"
-    print_listing(rows, messages.Connection, COLUMNS, form, "connections", empty)
+    mirror = Mirror()
+    columns = [*COLUMNS, *_rate_columns(mirror)] if watch else COLUMNS
+
+    def show() -> None:
+        answer = _follow(run_dir, mirror) if watch else fetch(run_dir)
+        rows = [
+            row
+            for row in answer
+            if (not workloads or row.workload in workloads)
+            and (not paths or row.path in paths)
+            and (listeners == "all" or (row.direction == "listen") == (listeners == "only"))
+            and matches(row)
+        ]
+        rows.sort(key=lambda row: (row.workload, row.direction != "listen", -row.age_s))
+        empty = f"none of {len(answer)} matches" if answer else "no connections"
+        print_listing(rows, messages.Connection, columns, form, "connections", empty)
+
+    repeat(show, watch=watch, every=every, form=form)
+
+
+def fetch(run_dir: Path) -> list[messages.Connection]:
+    """Connections and listeners."""
+    return client.ask(run_dir, messages.GetConnections(), messages.Connections).connections
+
+
+def _follow(run_dir: Path, mirror: Mirror) -> list[messages.Connection]:
+    mirror.update(client.ask(run_dir, mirror.request(), messages.Changes))
+    return [mirror.whole(cookie) for cookie in mirror.rows]
+
+
+def _rate_columns(mirror: Mirror) -> list[Column[messages.Connection]]:
+    def rate(row: messages.Connection, direction: str) -> str:
+        return amount(getattr(mirror.rates.get(row.cookie, STILL), direction))
+
+    return [
+        Column("SEND/S", lambda row: rate(row, "send"), from_width=120, right=True),
+        Column("RECV/S", lambda row: rate(row, "receive"), from_width=120, right=True),
+    ]

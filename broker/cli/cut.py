@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from slim.broker.admin import client, messages
-from slim.broker.cli.connections import COLUMNS
+from slim.broker.cli.connections import COLUMNS, fetch
 from slim.broker.cli.filtering import FilterCommand, compile_connections
 from slim.broker.cli.tables import print_table
 
@@ -35,9 +35,10 @@ def cut(run_dir: Path, terms: tuple[str, ...], dry_run: bool, yes: bool) -> None
     if not "".join(terms).strip():
         raise click.UsageError("an empty filter would cut everything; dst:0.0.0.0/0 says so")
     matches = compile_connections(run_dir, terms)
-    answer = client.ask(run_dir, messages.GetConnections(), messages.Connections).connections
     rows = [
-        row for row in answer if row.direction != "listen" and row.path != "denied" and matches(row)
+        row
+        for row in fetch(run_dir)
+        if row.direction != "listen" and row.path != "denied" and matches(row)
     ]
     rows.sort(key=lambda row: (row.workload, row.direction, -row.age_s))
     print_table(rows, COLUMNS, empty="no connection matches")

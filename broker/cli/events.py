@@ -13,7 +13,7 @@ import msgspec
 from slim.broker.admin import client, messages
 from slim.broker.admin.event_filters import event_language
 from slim.broker.cli.filtering import FilterCommand, compile_terms
-from slim.broker.cli.listing import csv_cell, form_options
+from slim.broker.cli.listing import csv_cell, ends_quietly, form_options
 from slim.broker.cli.tables import Column, print_json, print_table, printable
 from slim.broker.events import KINDS, Event, EventsLost, describe, kind_of
 
@@ -66,8 +66,9 @@ def events(
         _print(rows, form, f"none of {len(past)} matches" if past else "no events")
         return
     _print_more(rows, form, head=True)
-    for news in follow_events(run_dir, number):
-        _print_more([event for event in news if matches(event)], form)
+    with ends_quietly():
+        for news in follow_events(run_dir, number):
+            _print_more([event for event in news if matches(event)], form)
 
 
 def fetch_past(run_dir: Path) -> tuple[list[Event], int]:

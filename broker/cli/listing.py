@@ -1,9 +1,11 @@
-"""The forms that a listing takes: `-o table|wide|json|jsonl|csv`, and `--json`."""
+"""The forms that a listing takes: `-o table|wide|json|jsonl|csv`, `--json`, and `--watch`."""
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import sys
+import time
 from typing import TYPE_CHECKING, TypeVar
 
 import click
@@ -12,7 +14,7 @@ import msgspec
 from slim.broker.cli.tables import print_json, print_table, printable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from typing import Any
 
     from slim.broker.cli.tables import Column
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 S = TypeVar("S", bound=msgspec.Struct)
 
 FORMS = ("table", "wide", "json", "jsonl", "csv")
+INTERRUPTED = 130
 
 
 def form_options(command: F) -> F:
@@ -31,6 +34,45 @@ def form_options(command: F) -> F:
     )
     as_json = click.option("--json", "as_json", is_flag=True, help="As -o json.")
     return form(as_json(command))
+
+
+def watch_options(command: F) -> F:
+    """Adds the parameters `watch` and `every`."""
+    watch = click.option("--watch", "-w", is_flag=True, help="Again and again, until interrupted.")
+    every = click.option(
+        "--every",
+        type=click.FloatRange(0.1, 3600),
+        default=2.0,
+        show_default=True,
+        metavar="SECONDS",
+        help="How often with --watch.",
+    )
+    return watch(every(command))
+
+
+def repeat(show: Callable[[], None], *, watch: bool, every: float, form: str = "table") -> None:
+    """Show once, or until interrupted: on a terminal in one place, else one below the other."""
+    if not watch:
+        show()
+        return
+    if form == "json":
+        raise click.UsageError("one JSON object has an end: --watch goes with -o jsonl")
+    with ends_quietly():
+        while True:
+            # Does nothing where the output is no terminal.
+            click.clear()
+            show()
+            sys.stdout.flush()
+            time.sleep(every)
+
+
+@contextlib.contextmanager
+def ends_quietly() -> Iterator[None]:
+    """Control-C is how this is meant to end."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise SystemExit(INTERRUPTED) from None
 
 
 def print_listing(

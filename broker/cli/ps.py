@@ -10,7 +10,7 @@ import click
 from slim.broker.admin import client, messages
 from slim.broker.admin.filters import container_language
 from slim.broker.cli.filtering import FilterCommand, compile_terms
-from slim.broker.cli.listing import form_options, print_listing
+from slim.broker.cli.listing import form_options, print_listing, repeat, watch_options
 from slim.broker.cli.tables import Column, age
 
 if TYPE_CHECKING:
@@ -40,16 +40,23 @@ def _labels(row: messages.Container) -> str:
 @click.command(cls=FilterCommand)
 @click.argument("terms", nargs=-1, metavar="[FILTER]...")
 @form_options
+@watch_options
 @click.pass_obj
-def ps(run_dir: Path, terms: tuple[str, ...], form: str, as_json: bool) -> None:
+def ps(
+    run_dir: Path, terms: tuple[str, ...], form: str, as_json: bool, watch: bool, every: float
+) -> None:
     """List containers: what runs under Slim on this host.
 
     CONN and LISTEN count for the whole workload of the container. FILTER
     (docs/slimctl.md): workload:web* label:app=shop address:10.1.0.0/16 -isolated:ingress word
     """
     matches = compile_terms(container_language(), terms)
-    answer = client.ask(run_dir, messages.GetContainers(), messages.Containers).containers
-    rows = [row for row in answer if matches(row)]
     form = "json" if as_json else form
-    empty = f"none of {len(answer)} matches" if answer else "no containers"
-    print_listing(rows, messages.Container, _COLUMNS, form, "containers", empty)
+
+    def show() -> None:
+        answer = client.ask(run_dir, messages.GetContainers(), messages.Containers).containers
+        rows = [row for row in answer if matches(row)]
+        empty = f"none of {len(answer)} matches" if answer else "no containers"
+        print_listing(rows, messages.Container, _COLUMNS, form, "containers", empty)
+
+    repeat(show, watch=watch, every=every, form=form)

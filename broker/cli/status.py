@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from slim.broker.admin import client, messages
+from slim.broker.cli.listing import repeat, watch_options
 from slim.broker.cli.tables import Column, age, print_json, print_table, printable
 
 if TYPE_CHECKING:
@@ -29,9 +30,15 @@ _PEERS: list[Column[messages.PeerStatus]] = [
 
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="Print JSON (docs/slimctl.md).")
+@watch_options
 @click.pass_obj
-def status(run_dir: Path, as_json: bool) -> None:
+def status(run_dir: Path, as_json: bool, watch: bool, every: float) -> None:
     """Show how slimd is doing on this host."""
+    form = "json" if as_json else "table"
+    repeat(lambda: _show(run_dir, as_json), watch=watch, every=every, form=form)
+
+
+def _show(run_dir: Path, as_json: bool) -> None:
     answer = client.ask(run_dir, messages.GetStatus(), messages.Status)
     if as_json:
         print_json("status", answer)

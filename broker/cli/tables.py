@@ -137,6 +137,15 @@ def printable(text: str) -> str:
     )
 
 
+def amount(number: float) -> str:
+    """In at most five characters: 812, 1.2k, 34.5M, 678G; by powers of 1000."""
+    for unit in ("", "k", "M", "G", "T"):
+        if number < 999.5 or unit == "T":
+            break
+        number /= 1000
+    return f"{number:.0f}{unit}" if not unit or number >= 99.95 else f"{number:.1f}{unit}"
+
+
 def age(seconds: float) -> str:
     """As ps(1) would: 7s, 3m12s, 5h02m, 9d04h."""
     whole = int(seconds)

@@ -10,7 +10,7 @@ import socket
 import struct
 import sys
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from slim.broker.endpoints import Address, Endpoint, PortRange, unmapped
 
@@ -76,8 +76,8 @@ _ATTRIBUTES_OFFSET = _TAIL_OFFSET + _TAIL.size
 # Length and kind of the netlink header, and the cookie: all that a list of cookies takes.
 _GLANCE = struct.Struct(f"=IH{_TAIL_OFFSET + 4 - 6}xQ")
 # tcp_info: last_data_sent and last_data_recv in milliseconds, rtt in microseconds, total_retrans;
-# max_pacing_rate (Linux 3.15), bytes_acked and bytes_received (Linux 4.1).
-_TCP_INFO = struct.Struct("=44xI4xI12xI28xI8xQQQ")
+# max_pacing_rate (Linux 3.15), bytes_acked and bytes_received (Linux 4.1), delivery_rate (4.9).
+_TCP_INFO = struct.Struct("=44xI4xI12xI28xI8xQQQ24xQ")
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +104,8 @@ class TcpSocket:
     """Since payload was last sent or received."""
     max_pacing_rate: int = 0
     """Bytes per second; all ones when there is no limit."""
+    delivery_rate: int = 0
+    """Bytes per second, as the peer acknowledged them when there last was much to send."""
 
     @property
     def state_name(self) -> str:
@@ -167,6 +169,25 @@ def unpack_socket(
         interface,
         *_unpack_info(data, offset + _ATTRIBUTES_OFFSET, offset + length),
     )
+
+
+class Figures(NamedTuple):
+    """What changes about a socket while it lives; as TcpSocket has it."""
+
+    state: int
+    rtt_us: int
+    retransmits: int
+    bytes_acked: int
+    bytes_received: int
+    delivery_rate: int
+
+
+def unpack_figures(data: bytes, offset: int, length: int) -> Figures:
+    """Of the socket at the offset, at half the cost of unpack_socket."""
+    rtt_us, retransmits, acked, received, _, _, rate = _unpack_info(
+        data, offset + _ATTRIBUTES_OFFSET, offset + length
+    )
+    return Figures(data[offset + _BODY + 1], rtt_us, retransmits, acked, received, rate)
 
 
 def unpack_cgroup(data: bytes, offset: int, length: int) -> int:
@@ -247,14 +268,14 @@ def _address(packed: bytes, known: dict[bytes, Address]) -> Address:
     return address
 
 
-def _unpack_info(data: bytes, offset: int, end: int) -> tuple[int, int, int, int, int, int]:
+def _unpack_info(data: bytes, offset: int, end: int) -> tuple[int, int, int, int, int, int, int]:
     """What TcpSocket has of the INET_DIAG_INFO attribute, from rtt_us on; zeros without one."""
     while offset + _NLATTR.size <= end:
         length, kind = _NLATTR.unpack_from(data, offset)
         if kind == INET_DIAG_INFO and length >= _NLATTR.size + _TCP_INFO.size:
-            sent_ms, received_ms, rtt_us, retransmits, pacing, acked, received = (
+            sent_ms, received_ms, rtt_us, retransmits, pacing, acked, received, rate = (
                 _TCP_INFO.unpack_from(data, offset + _NLATTR.size)
             )
-            return rtt_us, retransmits, acked, received, min(sent_ms, received_ms), pacing
+            return rtt_us, retransmits, acked, received, min(sent_ms, received_ms), pacing, rate
         offset += max((length + 3) & ~3, _NLATTR.size)
-    return 0, 0, 0, 0, 0, 0
+    return 0, 0, 0, 0, 0, 0, 0

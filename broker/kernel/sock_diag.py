@@ -21,6 +21,7 @@ from slim.broker.kernel.inet_diag import (
     SOCKETS,
     SPORT_OFFSET,
     STATE_NAMES,
+    Figures,
     TcpSocket,
     pack_destroy,
     pack_dump,
@@ -28,6 +29,7 @@ from slim.broker.kernel.inet_diag import (
     unpack_cgroup,
     unpack_cookies,
     unpack_error,
+    unpack_figures,
     unpack_kind,
     unpack_sequence,
     unpack_socket,
@@ -42,12 +44,14 @@ __all__ = [
     "LISTEN_STATES",
     "LIVE_STATES",
     "STATE_NAMES",
+    "Figures",
     "ListenerDeaths",
     "TcpSocket",
     "can_destroy",
     "cookies_alive",
     "destroy_many",
     "destroy_tcp",
+    "dump_figures",
     "dump_tcp",
     "find_tcp",
 ]
@@ -98,6 +102,16 @@ def cookies_alive(*, states: int = ALL_STATES, source_ports: PortRange | None = 
         cookie
         for data in _dump(states, source_ports, info=False)
         for _, _, cookie in unpack_cookies(data)
+    }
+
+
+def dump_figures(cookies: Container[int], *, states: int = LIVE_STATES) -> dict[int, Figures]:
+    """TCPDIAG_GETSOCK dump with INET_DIAG_INFO, Linux 4.9: figures of those sockets, by cookie."""
+    return {
+        cookie: unpack_figures(data, offset, length)
+        for data in _dump(states, None, info=True)
+        for offset, length, cookie in unpack_cookies(data)
+        if cookie in cookies
     }
 
 

@@ -112,6 +112,8 @@ class FakeProvider:
     stops: list[bool] = field(default_factory=list)
     reloaded: messages.Reloaded = field(default_factory=lambda: messages.Reloaded([], []))
     cuts: list[int] = field(default_factory=list)
+    changes_answers: list[messages.Changes] = field(default_factory=list)
+    asked_after: list[int] = field(default_factory=list)
     observing: Observing = field(default_factory=Observing)
     gone: list[int] = field(default_factory=list)
     """Connections that end before they can be cut."""
@@ -131,6 +133,11 @@ class FakeProvider:
     def plugins(self) -> messages.Plugins:
         self._fail()
         return messages.Plugins(self.plugin_rows)
+
+    async def changes(self, after: int) -> messages.Changes:
+        self._fail()
+        self.asked_after.append(after)
+        return self.changes_answers.pop(0)
 
     async def events(self, asked: messages.GetEvents) -> messages.Events:
         self._fail()

@@ -87,6 +87,7 @@ CONTROL_SIDE = {
     "revocation",
     "sources",
     "systemd",
+    "watching",
 }
 SLOW_TO_IMPORT = {"asyncio", "pluggy", "ssl", "pyroute2", "pyseccomp"}
 

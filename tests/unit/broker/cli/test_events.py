@@ -107,7 +107,7 @@ def test_following_goes_on_until_it_is_interrupted(run_dir: Path, provider: Fake
             provider.observing.publish(opened(cookie=number))
             assert json.loads(following.stdout.readline())["cookie"] == number
         following.send_signal(signal.SIGINT)
-        assert following.wait(10) != 0
+        assert following.wait(10) == 130
 
 
 def test_pages_are_put_together_and_what_was_lost_between_them_is_told(

@@ -50,6 +50,7 @@ def cells(line: str) -> list[str]:
     [
         ("ps", "containers"),
         ("connections", "connections"),
+        ("listeners", "listeners"),
         ("status", "status"),
         ("plugins", "plugins"),
     ],
@@ -62,6 +63,7 @@ def test_json_has_the_version_and_the_whole_answer(
         "connections": provider.connection_rows,
         "status": provider.status_answer,
         "plugins": provider.plugin_rows,
+        "listeners": [],
     }
     done = slimctl("--run-dir", run_dir, command, "--json")
     assert json.loads(done.stdout) == {"version": 1, name: msgspec.to_builtins(answers[command])}
@@ -88,6 +90,10 @@ def test_a_connection_in_full(run_dir: Path) -> None:
         "PATH": "fast",
         "VERDICT": "allow rules:web",
         "LIMITS": "-",
+        "RTT": "-",
+        "RETR": "0",
+        "SENT": "0",
+        "RECEIVED": "0",
         "STATE": "established",
         "AGE": "5s",
     }

@@ -25,6 +25,7 @@ COMMANDS = (
     "doctor",
     "events",
     "explain",
+    "listeners",
     "oci",
     "overlay",
     "pki",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from slim.broker.cli.tables import Column, age, choose_columns, print_table, printable
+from slim.broker.cli.tables import Column, age, amount, choose_columns, print_table, printable
 
 COLUMNS: list[Column[dict[str, str]]] = [
     Column("A", lambda row: row["a"]),
@@ -86,3 +86,22 @@ def test_what_a_terminal_would_obey_is_written_as_an_escape(text: str, shown: st
 )
 def test_ages_are_written_as_ps_does(seconds: float, text: str) -> None:
     assert age(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [
+        (0, "0"),
+        (999, "999"),
+        (999.7, "1.0k"),
+        (1234, "1.2k"),
+        (99_960, "100k"),
+        (999_499, "999k"),
+        (34_500_000, "34.5M"),
+        (678e9, "678G"),
+        (5.6e15, "5600T"),
+    ],
+)
+def test_an_amount_fits_five_characters(number: float, text: str) -> None:
+    assert amount(number) == text
+    assert len(text) <= 5
