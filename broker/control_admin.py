@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections import defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -110,10 +111,16 @@ class ControlAdmin:
         return await self.watching.changes(after)
 
     def plugins(self) -> admin.Plugins:
+        plugins = self.registry.plugins
+        costs: defaultdict[str, list[admin.HookCost]] = defaultdict(list)
+        for (name, hook), cost in sorted(plugins.costs.items()):
+            costs[name].append(
+                admin.HookCost(hook, cost.calls, cost.errors, cost.seconds, cost.slowest_s)
+            )
         return admin.Plugins(
             [
-                admin.Plugin(name, version, list(hooks))
-                for name, version, hooks in self.registry.plugins.describe()
+                admin.Plugin(name, version, hooks, costs[name])
+                for name, version, hooks in plugins.describe()
             ]
         )
 

@@ -6,6 +6,7 @@ module must be quick to import and its functions pure.
 
 from __future__ import annotations
 
+import importlib
 from dataclasses import dataclass
 
 KEY_BYTES = 32
@@ -29,3 +30,22 @@ class EncryptionBackend:
     """What the configuration calls it."""
     module: str
     """Its full name, for example `slim.plugins.encryption.aesgcm_cipher`."""
+
+
+def try_sealing(module: str) -> None:
+    """Import the module and see that its functions seal; ValueError when anything opens wrongly."""
+    loaded = importlib.import_module(module)
+    # Wrong in one place each: key, nonce, sealed text, associated data.
+    right = (bytes(KEY_BYTES), bytes(NONCE_BYTES), b"text", b"associated")
+    key, nonce, text, associated = right
+    sealed = loaded.seal(*right)
+    if len(sealed) != len(text) + TAG_BYTES or loaded.open(key, nonce, sealed, associated) != text:
+        raise ValueError("what was sealed does not open again")
+    arguments = (key, nonce, sealed, associated)
+    for place, argument in enumerate(arguments):
+        changed = (*arguments[:place], b"\1" + argument[1:], *arguments[place + 1 :])
+        try:
+            loaded.open(*changed)
+        except ValueError:
+            continue
+        raise ValueError("what was changed opens too")

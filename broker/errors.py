@@ -65,3 +65,8 @@ class SyscallError(OSError):
         text = f"{syscall}: {os.strerror(errno)} ({name})"
         super().__init__(errno, f"{text}: {subject}" if subject else text)
         self.syscall = syscall
+
+
+def in_words(error: Exception) -> str:
+    """Of an exception that somebody else raised: its type, and what it says."""
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__

@@ -261,10 +261,24 @@ class Changes(AdminMessage, frozen=True):
     traffic: list[Traffic]
 
 
+class HookCost(msgspec.Struct, frozen=True):
+    """What a plugin's implementation of one hook has cost since it was loaded."""
+
+    hook: str
+    calls: int
+    errors: int
+    """calls that raised"""
+    seconds: float
+    """of all calls together"""
+    slowest_s: float
+
+
 class Plugin(msgspec.Struct, frozen=True):
     name: str
     version: str
     hooks: list[str]
+    costs: list[HookCost] = []
+    """of hooks that were called"""
 
 
 class Plugins(AdminMessage, frozen=True):

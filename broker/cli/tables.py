@@ -146,6 +146,13 @@ def amount(number: float) -> str:
     return f"{number:.0f}{unit}" if not unit or number >= 99.95 else f"{number:.1f}{unit}"
 
 
+def microseconds(seconds: float) -> str:
+    """11us, 4.2ms, 1.5s."""
+    if seconds < 0.9995e-3:
+        return f"{seconds * 1e6:.0f}us"
+    return f"{seconds * 1e3:.1f}ms" if seconds < 0.99995 else f"{seconds:.1f}s"
+
+
 def age(seconds: float) -> str:
     """As ps(1) would: 7s, 3m12s, 5h02m, 9d04h."""
     whole = int(seconds)

@@ -104,7 +104,11 @@ class FakeProvider:
     container_rows: list[messages.Container] = field(default_factory=lambda: [container()])
     connection_rows: list[messages.Connection] = field(default_factory=lambda: [connection()])
     plugin_rows: list[messages.Plugin] = field(
-        default_factory=lambda: [messages.Plugin("rules", "1.0", ["decide"])]
+        default_factory=lambda: [
+            messages.Plugin(
+                "rules", "1.0", ["decide"], [messages.HookCost("decide", 2000, 1, 0.022, 0.0042)]
+            )
+        ]
     )
     error: Exception | None = None
     pid: int = 0

@@ -17,7 +17,8 @@ from slim.broker import plugin_manager
 from slim.broker.decisions import DEFAULT_VERDICT, Direction, FlowRequest, Identity, Verdict
 from slim.broker.endpoints import Endpoint, parse_address
 from slim.broker.errors import ConfigError, PluginError
-from slim.broker.plugin_manager import BUILTIN_PLUGINS, Plugins
+from slim.broker.plugin_loading import BUILTIN_PLUGINS, hook_names
+from slim.broker.plugin_manager import Plugins
 from slim.broker.plugin_settings import PluginSettings
 from slim.broker.shaping import Shaping
 from slim.broker.shaping_rules import Selector, ShapingRule, ShapingRules
@@ -92,7 +93,7 @@ def test_the_built_in_plugins_are_loaded_with_our_version() -> None:
 
 def test_every_hook_is_used_by_a_built_in_plugin() -> None:
     used = {hook for _, _, hooks in load().describe() for hook in hooks}
-    assert used == set(plugin_manager._hook_names())
+    assert used == set(hook_names())
 
 
 def test_a_module_of_the_configuration_is_loaded_by_its_last_name(
@@ -623,7 +624,22 @@ def test_every_observer_hears_of_an_event(write_plugin: WritePlugin) -> None:
     plugins = load(*names)
     plugins.observe(opened())
     assert [sys.modules[name].heard for name in names] == [[opened()], [opened()]]
-    assert {*plugins.observing_s} >= {*names}
+    assert [plugins.costs[name, "slim_observe"].calls for name in names] == [1, 1]
+
+
+def test_what_hooks_cost_is_kept_by_plugin(write_plugin: WritePlugin) -> None:
+    slow = write_plugin("import time\n@hookimpl\ndef slim_decide(request): time.sleep(0.02)")
+    bad = write_plugin(RAISES)
+    plugins = load(slow, bad, block=BUILTIN_NAMES)
+    for _ in range(3):
+        plugins.decide(REQUEST)
+    assert {*plugins.costs} == {(slow, "slim_decide"), (bad, "slim_decide")}
+    cost = plugins.costs[slow, "slim_decide"]
+    assert (cost.calls, cost.errors) == (3, 0)
+    assert cost.seconds >= 3 * 0.02
+    assert 0.02 <= cost.slowest_s <= cost.seconds
+    failed = plugins.costs[bad, "slim_decide"]
+    assert (failed.calls, failed.errors) == (3, 3)
 
 
 def test_an_observer_that_fails_is_muted_and_keeps_nobody_else_from_hearing(

@@ -190,7 +190,8 @@ def test_a_long_command_is_whole_in_a_pipe(run_dir: Path, provider: FakeProvider
 
 
 def test_plugins_and_their_hooks(run_dir: Path) -> None:
-    assert show(run_dir, "plugins")[1].split() == ["rules", "1.0", "decide"]
+    shown = show(run_dir, "plugins")[1].split()
+    assert shown == ["rules", "1.0", "2.0k", "11us", "4.2ms", "1", "decide"]
 
 
 def test_status_names_processes_peers_and_counters(run_dir: Path) -> None:

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from slim.broker.cli.tables import Column, age, amount, choose_columns, print_table, printable
+from slim.broker.cli.tables import (
+    Column,
+    age,
+    amount,
+    choose_columns,
+    microseconds,
+    print_table,
+    printable,
+)
 
 COLUMNS: list[Column[dict[str, str]]] = [
     Column("A", lambda row: row["a"]),
@@ -105,3 +113,11 @@ def test_ages_are_written_as_ps_does(seconds: float, text: str) -> None:
 def test_an_amount_fits_five_characters(number: float, text: str) -> None:
     assert amount(number) == text
     assert len(text) <= 5
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0, "0us"), (11e-6, "11us"), (0.9994e-3, "999us"), (4.2e-3, "4.2ms"), (1.5, "1.5s")],
+)
+def test_durations_of_calls(seconds: float, text: str) -> None:
+    assert microseconds(seconds) == text
