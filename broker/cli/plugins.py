@@ -18,6 +18,10 @@ def _calls(row: messages.Plugin) -> int:
     return sum(cost.calls for cost in row.costs)
 
 
+def _errors(row: messages.Plugin) -> int:
+    return sum(cost.errors for cost in row.costs)
+
+
 def _mean(row: messages.Plugin) -> str:
     calls = _calls(row)
     return microseconds(sum(cost.seconds for cost in row.costs) / calls) if calls else "-"

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from slim.broker.observing import RING
 from support.measuring import Holdings, holdings
 from support.polling import eventually
 from support.probes import listening, peers, visiting
@@ -36,8 +37,13 @@ def greeting_server(server: Workload) -> Workload:
 
 @pytest.fixture(scope="module")
 def warm(client: Workload, greeting_server: Workload) -> None:
-    """Caches, allocator and tables are as full as they get."""
-    client.call(visiting.thread_visits, greeting_server.address4, PORT, THREADS, 50)
+    """Caches, allocator and tables are as full as they get, that of past events among them."""
+    # Each connection is opened and closed.
+    visits = RING // 2 // THREADS
+    for _ in range(2):
+        client.call(
+            visiting.thread_visits, greeting_server.address4, PORT, THREADS, visits // 2 + 1
+        )
 
 
 class Watched:
