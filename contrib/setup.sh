@@ -12,7 +12,7 @@ SLIM_ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 SLIM_VENV=$(realpath --canonicalize-missing "${SLIM_VENV:-$SLIM_ROOT/.venv}")
 
 # Python and libseccomp for Slim itself; the others make and enter namespaces.
-SLIM_BASE_PACKAGES=(python3 python3-venv libseccomp2 iproute2 util-linux)
+SLIM_BASE_PACKAGES=(python3 python3-venv libseccomp2 iproute2 nftables util-linux)
 # The kernel guard is compiled when the package is built, and loaded by libbpf.
 SLIM_BASE_PACKAGES+=(clang llvm libbpf-dev)
 # The programs of the demonstration, with their load tools.

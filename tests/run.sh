@@ -8,7 +8,7 @@
 slim_require_root
 packages=(
     "${SLIM_BASE_PACKAGES[@]}" "${SLIM_PROGRAM_PACKAGES[@]}"
-    nftables tcpdump gdb gcc libc6-dev musl-tools
+    tcpdump gdb gcc libc6-dev musl-tools
     runc crun podman golang-github-containers-common systemd
 )
 # CPython's own tests, for the interpreter that contrib/setup.sh finds; others bring theirs.

@@ -8,15 +8,16 @@ from __future__ import annotations
 import resource
 import time
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import click
 from click.core import ParameterSource
 
 from slim.broker.admin import client, messages
+from slim.broker.cli.checks import Check, make_check
 from slim.broker.cli.tables import print_json, printable
 from slim.broker.endpoints import PortRange
 from slim.broker.errors import ControlError, SlimError
@@ -33,19 +34,6 @@ MIN_FILES = 8192
 RENEW_WITHIN = timedelta(days=14)
 DEFAULT_HOST_PORTS = PortRange(20000, 29999)
 NEEDED_CAPABILITIES = frozenset({"CAP_SYS_ADMIN", "CAP_SYS_PTRACE", "CAP_NET_ADMIN", "CAP_CHOWN"})
-Outcome = Literal["ok", "warn", "fail"]
-
-
-@dataclass(frozen=True, slots=True)
-class Check:
-    name: str
-    outcome: Outcome
-    found: str
-    remedy: str = ""
-
-
-def _check(name: str, good: bool, found: str, remedy: str, bad: Outcome = "fail") -> Check:
-    return Check(name, "ok", found) if good else Check(name, bad, found, remedy)
 
 
 def _there(there: bool) -> str:
@@ -55,14 +43,14 @@ def _there(there: bool) -> str:
 def check_kernel() -> Check:
     release = features.kernel_release()
     found = f"Linux {release[0]}.{release[1]}"
-    return _check("kernel", release >= MIN_KERNEL, found, "Slim needs Linux 5.14 or newer")
+    return make_check("kernel", release >= MIN_KERNEL, found, "Slim needs Linux 5.14 or newer")
 
 
 def check_seccomp() -> Check:
     actions = features.read_sysctl("kernel.seccomp.actions_avail") or "unknown"
     sizes = features.read_notif_sizes()
     good = features.has_user_notification() and sizes == features.NOTIF_SIZES
-    return _check(
+    return make_check(
         "seccomp notification",
         good,
         f"actions: {actions}; structures of {sizes[0]}, {sizes[1]}, {sizes[2]} bytes",
@@ -78,8 +66,8 @@ def check_listener() -> list[Check]:
         return [Check("seccomp listener", "fail", listener.error, remedy)]
     newer = "Slim needs Linux 5.14 or newer"
     return [
-        _check("put fds in (ADDFD)", listener.adds_fds, _there(listener.adds_fds), newer),
-        _check(
+        make_check("put fds in (ADDFD)", listener.adds_fds, _there(listener.adds_fds), newer),
+        make_check(
             "sync wake-up",
             listener.wakes_in_sync,
             _there(listener.wakes_in_sync),
@@ -91,14 +79,14 @@ def check_listener() -> list[Check]:
 
 def check_memory() -> Check:
     there = features.can_read_memory()
-    return _check(
+    return make_check(
         "process_vm_readv", there, _there(there), "build the kernel with CONFIG_CROSS_MEMORY_ATTACH"
     )
 
 
 def check_pidfd() -> Check:
     there = features.has_pidfd_getfd()
-    return _check(
+    return make_check(
         "pidfd_getfd",
         there,
         _there(there),
@@ -108,7 +96,7 @@ def check_pidfd() -> Check:
 
 def check_pidfd_thread() -> Check:
     there = features.has_pidfd_thread()
-    return _check(
+    return make_check(
         "pidfd of threads",
         there,
         _there(there),
@@ -119,13 +107,13 @@ def check_pidfd_thread() -> Check:
 
 def check_netns_cookie() -> Check:
     there = features.has_netns_cookie()
-    return _check("namespace cookies", there, _there(there), "Slim needs Linux 5.14 or newer")
+    return make_check("namespace cookies", there, _there(there), "Slim needs Linux 5.14 or newer")
 
 
 def check_ptrace() -> Check:
     scope = features.read_sysctl("kernel.yama.ptrace_scope") or "no yama"
     good = scope in ("no yama", "0", "1", "2")
-    return _check(
+    return make_check(
         "ptrace scope", good, scope, "sysctl -w kernel.yama.ptrace_scope=2 (3 forbids it to all)"
     )
 
@@ -151,7 +139,7 @@ def check_capabilities() -> Check:
         found += "; not CAP_BPF, which only the kernel guard uses"
     if "CAP_NET_RAW" in has:
         found += "; CAP_NET_RAW is not needed"
-    return _check("capabilities", not missing, found, "run slimd (and doctor) as root")
+    return make_check("capabilities", not missing, found, "run slimd (and doctor) as root")
 
 
 def check_guard() -> list[Check]:
@@ -168,7 +156,7 @@ def check_clock() -> Check:
     if time.gmtime().tm_year < 2024:
         return Check("clock", "fail", time.strftime("%F"), "set the clock: certificates have dates")
     good = features.read_clock().is_synchronised
-    return _check(
+    return make_check(
         "clock",
         good,
         "synchronised" if good else "not synchronised",
@@ -180,7 +168,7 @@ def check_clock() -> Check:
 def check_fast_open() -> Check:
     value = features.read_sysctl("net.ipv4.tcp_fastopen") or "0"
     good = bool(int(value) & 1)
-    return _check(
+    return make_check(
         "TCP fast open",
         good,
         value,
@@ -194,7 +182,7 @@ def check_files() -> Check:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     good = hard == resource.RLIM_INFINITY or hard >= MIN_FILES
     found = "unlimited" if hard == resource.RLIM_INFINITY else str(hard)
-    return _check("open files", good, found, f"ulimit -Hn {MIN_FILES} or more", "warn")
+    return make_check("open files", good, found, f"ulimit -Hn {MIN_FILES} or more", "warn")
 
 
 def check_local_ports() -> Check:
@@ -203,7 +191,7 @@ def check_local_ports() -> Check:
     if text is None:
         return Check("local ports", "warn", "unknown", "mount /proc")
     kernel = PortRange(*(int(word) for word in text.split()))
-    return _check(
+    return make_check(
         "local ports",
         not kernel.overlaps(DEFAULT_HOST_PORTS),
         f"{kernel}; host ports are {DEFAULT_HOST_PORTS} unless configured",
@@ -216,7 +204,7 @@ def check_pacing() -> Check:
     """What [shaping] has to enforce the rate of a connection."""
     there = features.can_pace()
     found = "SO_MAX_PACING_RATE; TCP paces by itself, without fq" if there else "no"
-    return _check("connection rates", there, found, "Slim needs Linux 5.14 or newer")
+    return make_check("connection rates", there, found, "Slim needs Linux 5.14 or newer")
 
 
 def check_queues() -> Check:
@@ -264,6 +252,9 @@ def check_config(config: BrokerConfig) -> list[Check]:
             queues.check(config.host.addresses)
         except SlimError as error:
             found.append(Check("[[shaping.container]]", "fail", error.message, error.hint))
+    from slim.broker.cli.overlay_checks import check_overlay
+
+    found += [check_overlay(overlay) for overlay in config.overlays]
     if config.peers is not None:
         found.append(check_certificate(config.host.name, config.peers))
     if not any(check.outcome == "fail" for check in found):
@@ -284,7 +275,7 @@ def check_certificate(host: str, peers: PeersConfig) -> Check:
     remedy = f"slimctl pki issue DIR {host} --network CIDR --force, then slimctl reload"
     if identity.host != host:
         return Check("certificate", "fail", f"{found}; [host] name is {host}", remedy)
-    return _check("certificate", left >= RENEW_WITHIN, found, remedy, "warn")
+    return make_check("certificate", left >= RENEW_WITHIN, found, remedy, "warn")
 
 
 def check_firewall(config: BrokerConfig) -> Check:
@@ -305,14 +296,14 @@ def check_slimd(run_dir: Path) -> list[Check]:
         return [Check("slimd", "warn", error.message, error.hint), check_keeper(run_dir)]
     found = ", ".join(f"{process.role} {process.pid or 'down'}" for process in answer.processes)
     good = all(process.pid for process in answer.processes)
-    return [_check("slimd", good, found, "see slimd's log: a process is not running", "warn")]
+    return [make_check("slimd", good, found, "see slimd's log: a process is not running", "warn")]
 
 
 def check_keeper(run_dir: Path) -> Check:
     """Whether somebody listens at the keeper's socket, which is not disturbed by being asked."""
     path = run_dir / "keeper.sock"
     there = features.is_unix_listener(path)
-    return _check(
+    return make_check(
         "keeper",
         there,
         f"listens at {path}" if there else f"nobody listens at {path} in this network namespace",

@@ -38,6 +38,7 @@ from slim.broker.overlay.settings import (
     check_request,
     fits,
 )
+from slim.broker.overlay.source_guard import guard_sources, remove_guard
 from slim.broker.overlay.state import DEFAULT_STATE_DIR, Attachment, OverlayState, StateDirectory
 
 if TYPE_CHECKING:
@@ -69,6 +70,8 @@ class Overlay:
                 overlay._create(request, links)
             elif fits(request, known.settings):
                 overlay._restore(known, links)
+                # A firewall that was loaded anew may have taken it away.
+                guard_sources(without_dead(known, read_names()))
             else:
                 raise SlimError(
                     f"overlay {request.name} exists with other settings: "
@@ -152,7 +155,11 @@ class Overlay:
                 # Saved first: what a crash leaves then is an entry without a device, which is
                 # overlooked, and no device whose address is given out once more.
                 undo.callback(self._directory.save, state)
-                self._directory.save(replace(after, attachments=(*state.attachments, attachment)))
+                after = replace(after, attachments=(*state.attachments, attachment))
+                self._directory.save(after)
+                # In force before the device is a port.
+                undo.callback(guard_sources, state)
+                guard_sources(after)
                 plug(attachment, namespace, state, links)
                 undo.pop_all()
             return attachment
@@ -172,7 +179,9 @@ class Overlay:
                 )
             links.remove(one.device)
             kept = tuple(other for other in state.attachments if other != one)
-            self._directory.save(replace(state, attachments=kept))
+            state = replace(state, attachments=kept)
+            self._directory.save(state)
+            guard_sources(state)
             return one
 
     def delete(self, *, force: bool = False) -> None:
@@ -185,6 +194,7 @@ class Overlay:
                     hint="detach them, or delete it with --force",
                 )
             remove_devices(state, links)
+            remove_guard(state.settings)
             self._directory.remove(self.name)
 
     @contextmanager
@@ -202,6 +212,8 @@ class Overlay:
             undo.callback(self._directory.remove, self.name)
             self._directory.save(state)
             make_devices(state, links, undo)
+            undo.callback(remove_guard, state.settings)
+            guard_sources(state)
             undo.pop_all()
 
     def _restore(self, state: OverlayState, links: Links) -> None:

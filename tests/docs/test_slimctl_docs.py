@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from slim.broker.admin import messages
-from slim.broker.cli import connections, doctor, events, plugins, ps, status
+from slim.broker.cli import checks, connections, events, plugins, ps, status
 from slim.broker.cli.main import LazyGroup, slimctl
 from slim.broker.events import KINDS
 
@@ -37,7 +37,7 @@ ANSWERS = (
 )
 FIELDS = {
     *(field for struct in STRUCTS for field in struct.__struct_fields__),
-    *(field.name for field in fields(doctor.Check)),
+    *(field.name for field in fields(checks.Check)),
     *(field for kind in KINDS.values() for field in kind.__struct_fields__),
     *KINDS,
 }

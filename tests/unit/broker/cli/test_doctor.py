@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from click.testing import Result
 
-    from slim.broker.cli.doctor import Check
+    from slim.broker.cli.checks import Check
 
 EVERYTHING = ListenerFeatures(adds_fds=True, wakes_in_sync=True)
 
