@@ -67,7 +67,7 @@ def events(
         return
     _print_more(rows, form, head=True)
     with ends_quietly():
-        for news in follow_events(run_dir, number):
+        for news, _ in follow_events(run_dir, number):
             _print_more([event for event in news if matches(event)], form)
 
 
@@ -86,14 +86,17 @@ def fetch_past(run_dir: Path) -> tuple[list[Event], int]:
             return found, number
 
 
-def follow_events(run_dir: Path, number: int) -> Iterator[Sequence[Event]]:
-    """What happens behind that event, batch by batch; what was missed is among it, counted."""
+def follow_events(run_dir: Path, number: int) -> Iterator[tuple[Sequence[Event], int]]:
+    """What happens behind that event, batch by batch, and the number of the last of each.
+
+    What was missed is among it, counted.
+    """
     while True:
         asked = messages.GetEvents(number, wait_s=messages.MAX_WAIT_S)
         answer = client.ask(run_dir, asked, messages.Events)
         lost = [EventsLost(count=answer.lost)] if answer.lost else []
         number = answer.last
-        yield [*lost, *answer.events]
+        yield [*lost, *answer.events], number
 
 
 def _print(rows: Sequence[Event], form: str, empty: str) -> None:

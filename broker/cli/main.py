@@ -21,6 +21,7 @@ _COMMANDS = {
     "events": ("slim.broker.cli.events", "Tell what happened, and what happens."),
     "explain": ("slim.broker.cli.explain", "Say what would become of a connection, and why."),
     "listeners": ("slim.broker.cli.listeners", "List listeners."),
+    "metrics": ("slim.broker.cli.metrics", "Print or serve metrics for Prometheus."),
     "oci": ("slim.broker.cli.oci", "Bring containers of podman and docker under Slim."),
     "overlay": ("slim.broker.cli.overlay", "Build and show the built-in VXLAN overlay."),
     "pki": ("slim.broker.cli.pki", "Make and show the certificates of hosts."),

@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
+import subprocess
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
 from slim.broker.cli.events import fetch_past
 from slim.broker.events import ConnectionClosed, ConnectionOpened, Event, kind_of
@@ -19,6 +22,7 @@ from support.two_hosts import BIN, Settings, TwoHosts, Workload
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 pytestmark = [pytest.mark.needs_root, pytest.mark.needs_netns]
 
@@ -181,3 +185,50 @@ def test_a_client_that_does_not_read_costs_slimd_nothing(
     finally:
         os.kill(follower.pid, signal.SIGCONT)
         follower.stop()
+
+
+def test_metrics_count_what_the_program_did(
+    hosts: TwoHosts, client: Workload, greeting: Workload, tmp_path: Path
+) -> None:
+    path = tmp_path / "metrics.sock"
+    slimctl_a = [str(BIN / "slimctl"), "--run-dir", str(hosts.run_dir("a"))]
+    argv = [*slimctl_a, "metrics", "--listen", str(path)]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as serving:
+        try:
+            assert serving.stdout is not None
+            assert serving.stdout.readline() == f"metrics at {path}\n"
+            before = scrape(path)
+            assert before["slim_up", ()] == 1
+            client.call(visits.visit_often, greeting.address4, PORT, TIMES)
+            labels = (("direction", "out"), ("path", "fast"))
+            opened = ("slim_connections_opened_total", (*labels, ("verdict", "allow")))
+            eventually(
+                lambda: scrape(path).get(opened, 0) - before.get(opened, 0) == TIMES,
+                "every connection is counted",
+            )
+            after = scrape(path)
+            took = ("slim_setup_seconds_count", labels)
+            assert after[took] - before.get(took, 0) == TIMES
+            assert after["slim_containers", ()] == hosts.status("a").containers
+            sent = ("slim_payload_bytes_total", (("direction", "sent"),))
+            assert after[sent] >= before[sent]
+        finally:
+            serving.send_signal(signal.SIGINT)
+        assert serving.wait(10) == 130
+
+
+def scrape(path: Path) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
+    """As Prometheus reads them: name and labels -> value."""
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.settimeout(10)
+        sock.connect(str(path))
+        accept = "application/openmetrics-text; version=1.0.0"
+        sock.sendall(f"GET /metrics HTTP/1.0\r\nAccept: {accept}\r\n\r\n".encode())
+        answer = b"".join(iter(lambda: sock.recv(65536), b""))
+    head, _, body = answer.decode().partition("\r\n\r\n")
+    assert head.startswith("HTTP/1.0 200 OK")
+    return {
+        (sample.name, tuple(sorted(sample.labels.items()))): sample.value
+        for family in text_string_to_metric_families(body)  # type: ignore[no-untyped-call]
+        for sample in family.samples
+    }

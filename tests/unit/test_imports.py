@@ -102,6 +102,7 @@ CLI_MAY = {
     "queues",
     "kernel",
     "oci.install",
+    "exporter",
     "oci.profile",
     "overlay",
     "peers.pki",

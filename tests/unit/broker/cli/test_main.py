@@ -26,6 +26,7 @@ COMMANDS = (
     "events",
     "explain",
     "listeners",
+    "metrics",
     "oci",
     "overlay",
     "pki",
