@@ -114,6 +114,7 @@ class FakeProvider:
     pid: int = 0
     """Whom Stopping names."""
     stops: list[bool] = field(default_factory=list)
+    reload_error: Exception | None = None
     reloaded: messages.Reloaded = field(default_factory=lambda: messages.Reloaded([], []))
     cuts: list[int] = field(default_factory=list)
     changes_answers: list[messages.Changes] = field(default_factory=list)
@@ -150,6 +151,8 @@ class FakeProvider:
 
     async def reload(self) -> messages.Reloaded:
         self._fail()
+        if self.reload_error is not None:
+            raise self.reload_error
         return self.reloaded
 
     async def cut(self, cookies: list[int]) -> messages.CutDone:

@@ -160,8 +160,15 @@ def _change(
     directory.write(change)
     try:
         slimd.reload()
+    except ConfigError:
+        directory.write(previous)
+        raise
     except BaseException:
         directory.write(previous)
+        click.echo(
+            f"{change.file} is as it was; slimd may have read it meanwhile: say slimctl reload",
+            err=True,
+        )
         raise
     done = "is in force" if change.content is not None else "is out of force"
     click.echo(f"{change.file} {done}")

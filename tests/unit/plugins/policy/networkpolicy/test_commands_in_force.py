@@ -10,6 +10,7 @@ from click.testing import CliRunner
 
 from slim.broker.admin import messages
 from slim.broker.cli.main import main, slimctl
+from slim.broker.errors import ControlError
 from support.fake_admin import FakeProvider, container, serving, status
 
 if TYPE_CHECKING:
@@ -153,6 +154,15 @@ def test_what_slimd_refuses_is_taken_back(
     assert end.value.code == 2
     assert capsys.readouterr().err == "slimctl: no\\x1b\n  hint: yes\n"
     assert host.files() == before
+
+
+def test_a_slimd_that_gives_no_answer_may_have_read_it(host: Host) -> None:
+    host.provider.reload_error = ControlError("no answer")
+    said = host.policy("apply", "--yes", host.given(WEB))
+    assert said.exit_code == 1
+    assert isinstance(said.exception, ControlError)
+    assert "slimd may have read it meanwhile: say slimctl reload" in said.stderr
+    assert host.files() == {}
 
 
 def refusal(host: Host, *words: object) -> str:
