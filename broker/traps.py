@@ -15,7 +15,7 @@ import os
 import signal
 import socket
 from collections import Counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import msgspec
 
@@ -45,7 +45,7 @@ from slim.broker.traps_links import Control, Keeper, KeeperGone
 from slim.broker.workloads import Workload, network_from_packed
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +57,15 @@ EXPIRE_EVERY_S = 10.0
 TELL_COUNTERS_EVERY_S = 1.0
 IDLE_TOLD = 1024
 """Workloads without a container that fit the greeting beside registry.MAX_CONTAINERS names."""
+
+
+class Memory(Protocol):
+    """What is kept in a memfd, and outlives this process."""
+
+    def fileno(self) -> int: ...
+
+
+M = TypeVar("M", bound=Memory)
 _CLAIMED = ("settings", "memory/", "workload/", "container/", "retained/")
 
 
@@ -116,11 +125,17 @@ class Traps:
     def _make_context(self, settings: states.TrapSettings) -> TrapContext:
         ports = PortRange(*settings.host_ports)
         lifetime = settings.flow_lifetime_s
-        connections = self._memory("connections", SLOT_BYTES, SLOTS)
-        admission = self._memory("admission", keyring.SLOT_BYTES, keyring.SLOTS)
+        connections = self._slots("connections", SLOT_BYTES, SLOTS)
+        admission = self._slots("admission", keyring.SLOT_BYTES, keyring.SLOTS)
         backend = importlib.import_module(settings.encryption)
-        self._windows = self._replay_windows(lifetime + ACCEPT_MARGIN_S)
-        ring = KeyRing(admission, self._windows, self._nonces(), backend.seal, backend.open)
+        kept_s = lifetime + ACCEPT_MARGIN_S
+        self._windows = self._inherit(
+            "replay",
+            lambda fd: ReplayWindows(fd, lifetime_s=kept_s),
+            lambda: ReplayWindows.create(windows=REPLAY_WINDOWS, lifetime_s=kept_s),
+        )
+        nonces = self._inherit("nonces", Nonces, Nonces.create)
+        ring = KeyRing(admission, self._windows, nonces, backend.seal, backend.open)
         ring.set_own_addresses(settings.host_addresses)
         host_netns = own_netns_cookie()
         return TrapContext(
@@ -131,53 +146,33 @@ class Traps:
             listeners=ListenerTable(connections),
             host_ports=HostPorts(ports, connections, quarantine_s=2 * lifetime),
             keyring=ring,
-            news=self._news(),
+            news=self._inherit(
+                "news",
+                NewsRing,
+                lambda: NewsRing.create("slim-news", slot_bytes=SLOT_BYTES, slots=NEWS),
+            ),
             control=self._control,
             keeper=self._keeper,
-            hand=self._in_hand(),
+            hand=self._inherit("in-hand", InHand, InHand.create),
             host_netns=host_netns,
             sockets=make_host_sockets(settings, host_netns),
         )
 
-    def _memory(self, name: str, slot_bytes: int, slots: int) -> SlotStore:
+    def _slots(self, name: str, slot_bytes: int, slots: int) -> SlotStore:
+        return self._inherit(
+            name,
+            lambda fd: SlotStore(fd, writable=True),
+            lambda: SlotStore.create(f"slim-{name}", slot_bytes=slot_bytes, slots=slots),
+        )
+
+    def _inherit(self, name: str, take: Callable[[int], M], create: Callable[[], M]) -> M:
+        """A predecessor's memory, or new memory, which the keeper has a duplicate of."""
         held = self._held.pop(f"memory/{name}", None)
         if held is not None:
-            return SlotStore(held[1][0], writable=True)
-        store = SlotStore.create(f"slim-{name}", slot_bytes=slot_bytes, slots=slots)
-        self._keeper.store(f"memory/{name}", b"", (store.fileno(),))
-        return store
-
-    def _nonces(self) -> Nonces:
-        held = self._held.pop("memory/nonces", None)
-        if held is not None:
-            return Nonces(held[1][0])
-        nonces = Nonces.create()
-        self._keeper.store("memory/nonces", b"", (nonces.fileno(),))
-        return nonces
-
-    def _news(self) -> NewsRing:
-        held = self._held.pop("memory/news", None)
-        if held is not None:
-            return NewsRing(held[1][0])
-        news = NewsRing.create("slim-news", slot_bytes=SLOT_BYTES, slots=NEWS)
-        self._keeper.store("memory/news", b"", (news.fileno(),))
-        return news
-
-    def _in_hand(self) -> InHand:
-        held = self._held.pop("memory/in-hand", None)
-        if held is not None:
-            return InHand(held[1][0])
-        hand = InHand.create()
-        self._keeper.store("memory/in-hand", b"", (hand.fileno(),))
-        return hand
-
-    def _replay_windows(self, lifetime_s: float) -> ReplayWindows:
-        held = self._held.pop("memory/replay", None)
-        if held is not None:
-            return ReplayWindows(held[1][0], lifetime_s=lifetime_s)
-        windows = ReplayWindows.create(windows=REPLAY_WINDOWS, lifetime_s=lifetime_s)
-        self._keeper.store("memory/replay", b"", (windows.fileno(),))
-        return windows
+            return take(held[1][0])
+        made = create()
+        self._keeper.store(f"memory/{name}", b"", (made.fileno(),))
+        return made
 
     def _take_over(self) -> None:
         """Attach everything the predecessor had."""
