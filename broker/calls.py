@@ -148,10 +148,10 @@ def decode(notification: Notification) -> SocketCall | None:
     return decoder(notification.tid, notification.args) if decoder else None
 
 
-def fd_of(notification: Notification) -> int:
-    """The fd that a trapped call is made on; of epoll_create, its size or flags; of socketcall,
-    what to do.
-    """
+def fd_of(notification: Notification) -> int | None:
+    """The fd that a trapped call is made on; None for socketcall, which has it in memory."""
+    if _DECODERS.get((notification.arch, notification.nr)) is _socketcall:
+        return None
     return _int(notification.args[0])
 
 

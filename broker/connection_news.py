@@ -83,11 +83,10 @@ class ConnectionNews:
             self._observing.publish(ConnectionClosed(duration_s=duration_s, **self._fields(record)))
 
     def _fields(self, record: ConnectionRecord) -> dict[str, Any]:
-        workload = self._registry.workloads.get(record.workload)
         local, host = record.local_endpoint(), record.host_endpoint()
         return {
             "direction": record.direction,
-            "workload": workload.state.name if workload is not None else str(record.workload),
+            "workload": self._registry.name_of(record.workload),
             "pid": record.pid,
             "overlay_local": str(local) if local.port else "",
             "overlay_peer": str(record.peer_endpoint()),

@@ -68,18 +68,21 @@ class ConnectionsCut(AnyEvent, frozen=True, kw_only=True):
     count: int
 
 
-class ListenerUp(AnyEvent, frozen=True, kw_only=True):
+class ListenerEvent(AnyEvent, frozen=True, kw_only=True):
+    """What events of one listener have in common."""
+
     workload: str
     overlay_local: str
     host_local: str
     cookie: int
 
 
-class ListenerGone(AnyEvent, frozen=True, kw_only=True):
-    workload: str
-    overlay_local: str
-    host_local: str
-    cookie: int
+class ListenerUp(ListenerEvent, frozen=True, kw_only=True):
+    """A program listens."""
+
+
+class ListenerGone(ListenerEvent, frozen=True, kw_only=True):
+    """The last copy of the listener is closed."""
 
 
 class ContainerStarted(AnyEvent, frozen=True, kw_only=True):
@@ -205,7 +208,7 @@ def level_of(event: AnyEvent) -> int:
             return logging.WARNING
         case ConnectionOpened(path="denied"):
             return logging.INFO
-        case ConnectionEvent() | ListenerUp() | ListenerGone():
+        case ConnectionEvent() | ListenerEvent():
             return logging.DEBUG
         case _:
             return logging.INFO

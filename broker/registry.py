@@ -45,6 +45,7 @@ Membership: TypeAlias = Literal["required", "optional", "never"]
 MAX_CONTAINERS = 4096
 MAX_INDEX = 1 << 20
 MAX_AUDITED = 1024
+MAX_ENDED = 1024
 
 log = logging.getLogger(__name__)
 
@@ -112,6 +113,8 @@ class Registry:
     """Counts changes of policy, here or at a peer: a verdict of an older epoch is asked again."""
     publish: Callable[[Event], None] = ignore
     """Where control's parts tell what happens (observing.py)."""
+    _ended: dict[int, str] = field(default_factory=dict)
+    """Names of workloads that are gone, by cookie, oldest first."""
 
     def __iter__(self) -> Iterator[Workload]:
         return iter([*self.workloads.values()])
@@ -317,6 +320,14 @@ class Registry:
     def remove(self, workload: Workload) -> None:
         del self.workloads[workload.state.cookie]
         os.close(workload.netns_fd)
+        self._ended[workload.state.cookie] = workload.state.name
+        if len(self._ended) > MAX_ENDED:
+            del self._ended[next(iter(self._ended))]
+
+    def name_of(self, cookie: int) -> str:
+        """Of a workload, or of one that ended lately: its last connections are told after that."""
+        workload = self.workloads.get(cookie)
+        return workload.state.name if workload is not None else self._ended.get(cookie, str(cookie))
 
 
 def _pack_network(network: Network) -> tuple[bytes, int]:

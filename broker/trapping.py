@@ -88,7 +88,8 @@ class Trapping:
         except OSError as error:
             self._context.counters["unreadable"] += 1
             fd = calls.fd_of(call.notification)
-            if error.errno == errno.EPERM or not _is_socket(call.tid, fd):
+            is_other = fd is not None and not _is_socket(call.tid, fd)
+            if error.errno == errno.EPERM or is_other:
                 # No ptrace rights over this process: it runs unaccelerated. And the kernel looks
                 # at the fd before the address.
                 call.proceed()

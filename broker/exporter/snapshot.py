@@ -88,11 +88,10 @@ class Snapshot(Collector):
 
     def _add_traffic(self) -> None:
         before = dict(self._mirror.traffic)
-        is_first = not self._mirror.generation
         changes = client.ask(self._run_dir, self._mirror.request(), messages.Changes)
         self._mirror.update(changes)
-        if is_first or changes.is_whole:
-            # What went before we looked is not ours to count.
+        if changes.is_whole:
+            # The first answer, or a slimd that began anew: what went before is not ours to count.
             return
         for traffic in changes.traffic:
             old = before.get(traffic.cookie)

@@ -80,6 +80,8 @@ def test_there_are_as_many_connections_as_the_program_made(
         assert len(found) == TIMES
         assert {event.direction for event in found} == {direction}
         assert {event.path for event in found} == {"fast"}
+        # The client has ended, and its workload with it.
+        assert {event.workload for event in found} == {"client" if host == "a" else "server"}
         assert all(0 < event.setup_us < 10_000_000 for event in found)
         cookies = {event.cookie for event in found}
         assert len(cookies) == TIMES

@@ -145,6 +145,7 @@ def _change(
     slimd: RunningSlimd, directory: PolicyDirectory, change: Change, *, dry_run: bool, yes: bool
 ) -> None:
     """Check, show, ask, write, reload; back to what there was if slimd refuses."""
+    previous = Change(change.file, directory.read(change.file))
     before = directory.load()
     after = directory.load_with(change, before)
     refuse_mistakes(after, directory.path)
@@ -156,19 +157,17 @@ def _change(
     if not yes:
         what = "Put in force" if change.content is not None else "Take out of force"
         click.confirm(f"{what} {change.file}?", abort=True, err=True)
-    previous = Change(change.file, directory.read(change.file))
     directory.write(change)
     try:
         slimd.reload()
-    except ConfigError:
+    except BaseException as error:
+        # Interrupted, too: what nobody is told to be in force must not stay there.
         directory.write(previous)
-        raise
-    except BaseException:
-        directory.write(previous)
-        click.echo(
-            f"{change.file} is as it was; slimd may have read it meanwhile: say slimctl reload",
-            err=True,
-        )
+        if not isinstance(error, ConfigError):
+            click.echo(
+                f"{change.file} is as it was; slimd may have read it meanwhile: say slimctl reload",
+                err=True,
+            )
         raise
     done = "is in force" if change.content is not None else "is out of force"
     click.echo(f"{change.file} {done}")

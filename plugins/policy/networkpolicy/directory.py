@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from slim.broker.plugin_api import ConfigError
-from slim.plugins.policy.networkpolicy.loading import MAX_FILE_BYTES, SUFFIXES, load
+from slim.plugins.policy.networkpolicy.loading import SUFFIXES, load
 from slim.plugins.policy.networkpolicy.plugin import NetworkPolicyTable
 from slim.plugins.policy.networkpolicy.wording import NAME
 
@@ -40,15 +40,13 @@ class PolicyDirectory:
     @classmethod
     def of(cls, settings: PluginSettings) -> PolicyDirectory:
         """That of `[plugins.networkpolicy]`; ConfigError if it names none."""
-        return cls(path_in(settings)).checked()
-
-    def checked(self) -> PolicyDirectory:
-        if not self.path.is_dir():
+        path = path_in(settings)
+        if not path.is_dir():
             raise ConfigError(
-                f"{self.path} is no directory",
+                f"{path} is no directory",
                 hint="edit that file and say slimctl reload, or let `path` name a directory",
             )
-        return self
+        return cls(path)
 
     def load(self) -> Loaded:
         return load(self.path)
@@ -77,8 +75,8 @@ class PolicyDirectory:
                 hint="change it there, and say slimctl reload",
             )
         try:
-            with open(file, "rb") as stream:
-                return stream.read(MAX_FILE_BYTES + 1)
+            # All of it, however large: it may have to be put back.
+            return file.read_bytes()
         except FileNotFoundError:
             return None
 

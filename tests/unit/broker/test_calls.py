@@ -230,6 +230,13 @@ def test_arguments_of_socketcall_that_cannot_be_read(memory: Memory) -> None:
 
 
 @only_x86_64
+def test_the_fd_of_a_socketcall_is_not_known_without_its_memory() -> None:
+    number = call_numbers.CALL_NUMBERS[I386]["socketcall"]
+    assert calls.fd_of(Notification(1, TID, number, I386, (3, 0x5000, 0, 0, 0, 0))) is None
+    assert calls.fd_of(Notification(1, TID, NUMBERS["connect"], ARCH, (7, 0, 0, 0, 0, 0))) == 7
+
+
+@only_x86_64
 @pytest.mark.parametrize("which", [0, 1, 8, 9, 10, 12, 13, 17, 19, 21, 1 << 31])
 def test_other_socketcalls_are_not_read(memory: Memory, which: int) -> None:
     assert decode_i386("socketcall", which, 0x5000) is None

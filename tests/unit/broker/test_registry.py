@@ -96,6 +96,14 @@ def test_workloads_are_found_by_address_container_and_cookie(workloads: Registry
     assert first.addresses == [parse_address("10.1.0.1"), parse_address("fd00::1")]
 
 
+def test_the_name_of_a_workload_outlives_it(workloads: Registry) -> None:
+    workload = add_workload(workloads, state(1, "10.1.0.1"))
+    name = workload.state.name
+    assert (workloads.name_of(1), workloads.name_of(2)) == (name, "2")
+    workloads.remove(workload)
+    assert workloads.name_of(1) == name
+
+
 def test_removing_closes_the_namespace(workloads: Registry) -> None:
     workload = add_workload(workloads, state(1, "10.1.0.1"))
     fd = workload.netns_fd
