@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 
 from slim.broker.errors import SlimError
 
 DEFAULT_RUN_DIR = "/run/slim"
 
 _COMMANDS = {
+    "completion": ("slim.broker.cli.completion", "Print what a shell needs to complete slimctl."),
     "connections": ("slim.broker.cli.connections", "List connections and listeners."),
     "cut": ("slim.broker.cli.cut", "End connections, at both ends."),
     "doctor": ("slim.broker.cli.doctor", "Check what this host offers, and say what to do."),
@@ -49,6 +51,15 @@ class LazyGroup(click.Group):
         module, _ = _COMMANDS[cmd_name]
         command: click.Command = getattr(importlib.import_module(module), cmd_name)
         return command
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """As click's, from the table: a key pressed in a shell loads no command."""
+        commands = [
+            CompletionItem(name, help=text)
+            for name, (_, text) in sorted(_COMMANDS.items())
+            if name.startswith(incomplete)
+        ]
+        return [*commands, *click.Command.shell_complete(self, ctx, incomplete)]
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):

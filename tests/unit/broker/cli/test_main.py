@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from slim.broker.admin import messages
 
 COMMANDS = (
+    "completion",
     "connections",
     "cut",
     "doctor",
