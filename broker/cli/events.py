@@ -14,7 +14,7 @@ from slim.broker.admin import client, messages
 from slim.broker.admin.event_filters import event_language
 from slim.broker.cli.filtering import FilterCommand, compile_terms
 from slim.broker.cli.listing import csv_cell, ends_quietly, form_options
-from slim.broker.cli.tables import Column, print_json, print_table, printable
+from slim.broker.cli.tables import Column, print_json, print_json_line, print_table, printable
 from slim.broker.events import KINDS, Event, EventsLost, describe, kind_of
 
 if TYPE_CHECKING:
@@ -119,7 +119,7 @@ def _print_more(rows: Sequence[Event], form: str, *, head: bool = False) -> None
             writer.writerow(csv_cell(fields.get(field, "")) for field in FIELDS)
     for event in rows if form != "csv" else ():
         if form == "jsonl":
-            click.echo(msgspec.json.encode(event))
+            print_json_line(event)
         else:
             kind = kind_of(event)
             click.echo(f"{_clock(event)}  {kind:<{_KIND_WIDTH}}  {printable(describe(event))}")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, TypeVar
 import click
 import msgspec
 
-from slim.broker.cli.tables import print_json, print_table, printable
+from slim.broker.cli.tables import print_json, print_json_line, print_table, printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -84,7 +84,7 @@ def print_listing(
             print_json(name, rows)
         case "jsonl":
             for row in rows:
-                click.echo(msgspec.json.encode(row))
+                print_json_line(row)
         case "csv":
             _print_csv(rows, kind)
         case _:

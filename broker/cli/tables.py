@@ -7,6 +7,7 @@ Names and commands come from containers: nothing unprintable of theirs reaches t
 
 from __future__ import annotations
 
+import re
 import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, TypeVar
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
 JSON_VERSION = 1
 T = TypeVar("T")
 
+# What terminals obey and JSON lets stand: DEL, the second set of control codes (U+009B alone starts
+# an escape sequence), line separators, and what turns the direction of text.
+_OBEYED = re.compile("[\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 _GAP = "  "
 _LEAST_CUT = 16
 _CUT = "..."
@@ -43,7 +47,17 @@ class Column(Generic[T]):
 def print_json(name: str, value: object) -> None:
     """`{"version": 1, name: value}`, indented."""
     text = msgspec.json.encode({"version": JSON_VERSION, name: value})
-    click.echo(msgspec.json.format(text, indent=2).decode())
+    click.echo(_escaped(msgspec.json.format(text, indent=2)))
+
+
+def print_json_line(value: object) -> None:
+    """`value` as one line of JSON."""
+    click.echo(_escaped(msgspec.json.encode(value)))
+
+
+def _escaped(json: bytes) -> str:
+    # Such characters stand within strings only: to a JSON reader the text stays the same.
+    return _OBEYED.sub(lambda found: f"\\u{ord(found[0]):04x}", json.decode())
 
 
 def print_table(

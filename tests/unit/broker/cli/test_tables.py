@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from slim.broker.cli.tables import (
@@ -10,6 +12,8 @@ from slim.broker.cli.tables import (
     amount,
     choose_columns,
     microseconds,
+    print_json,
+    print_json_line,
     print_table,
     printable,
 )
@@ -121,3 +125,18 @@ def test_an_amount_fits_five_characters(number: float, text: str) -> None:
 )
 def test_durations_of_calls(seconds: float, text: str) -> None:
     assert microseconds(seconds) == text
+
+
+@pytest.mark.parametrize("char", ["\x1b", "\x7f", "\x85", "\x9b", "\u202e", "\u2066", "\u2028"])
+def test_json_has_nothing_that_a_terminal_obeys_and_reads_back_the_same(
+    char: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = f"web{char}31mé漢"
+    print_json("rows", [name])
+    whole = capsys.readouterr().out
+    print_json_line({"name": name})
+    line = capsys.readouterr().out
+    assert char not in whole + line
+    assert json.loads(whole) == {"version": 1, "rows": [name]}
+    assert json.loads(line) == {"name": name}
+    assert "é漢" in line
